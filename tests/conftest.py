@@ -39,25 +39,47 @@ TINY = [
 ]
 
 
-def run_tiny(directory: Path, overrides: list[str]):
+SMALLER = {
+    "mbpa": ["method.steps=2", "method.neighbours=3"],
+    "lfpt5": ["method.draft_tokens=16", "method.prompt_length=20"],
+}
+"""Settings of methods that take long by default, for tests whose point is not their size."""
+
+
+def run_tiny(directory: Path, overrides: list[str], cut=None):
     """Run the main path in this process on the tiny model and watch what happens inside.
+
+    Args:
+        directory: For run directories.
+        overrides: Of the command line.
+        cut: (stage, snapshot) of another run: stages up to that one are not trained; a freshly loaded model takes the
+            weights that it has by name, a fresh method its state, and training goes on.
 
     Returns:
         A namespace: results, run directory, config, parts, method, ctx, data, views, terms by stage (largest
-        magnitude), trainable names by stage, prompts trained on by stage, weights before the first and after the last
-        stage.
+        magnitude), trainable names by stage, prompts trained on by stage (those of rows with an id that begins with
+        "pseudo-" apart, in made_prompts), weights before the first and after the last stage, and after each stage a
+        snapshot: weights, the method's tensors, its other state as JSON.
     """
     import json
     from types import SimpleNamespace
     from unittest.mock import patch
 
     from trace_hydra import run, train
+    from trace_hydra.plan import Effort
     from trace_hydra.stage import StageModule
 
     rows = [] if "data=trace" in overrides else ["data.rows.train=6", "data.rows.test=3"]
     config = compose_config([*TINY, *rows, f"paths.runs={directory}", *overrides])
     seen = SimpleNamespace(
-        config=config, terms={}, trainable={}, trained_prompts={}, weights_before=None, directory=directory / "run"
+        config=config,
+        terms={},
+        trainable={},
+        trained_prompts={},
+        made_prompts={},
+        weights_before=None,
+        snapshots={},
+        directory=directory / "run",
     )
     load, train_stage, begin = run._load, train.train_stage, StageModule.on_train_start
 
@@ -70,13 +92,20 @@ def run_tiny(directory: Path, overrides: list[str]):
     def watch_start(module):
         stage = module.ctx.stage.index
         seen.trainable.setdefault(stage, set()).update(module.ctx.trainable())
-        seen.trained_prompts.setdefault(stage, set()).update(row.prompt for row in module.phase.examples)
+        trained, made = seen.trained_prompts.setdefault(stage, set()), seen.made_prompts.setdefault(stage, set())
+        for row in module.phase.examples:
+            (made if row.id.startswith("pseudo-") else trained).add(row.prompt)
         seen.modules = [*getattr(seen, "modules", []), module]
         begin(module)
 
     def watch_stage(config, parts, ctx, carried):
         seen.modules = []
+        if cut and ctx.stage.index <= cut[0]:
+            if ctx.stage.index == cut[0]:
+                _restore(ctx.model, parts.method, cut[1])
+            return Effort(0, 0, 0.0, 0, 0.0, 0)
         effort = train_stage(config, parts, ctx, carried)
+        seen.snapshots[ctx.stage.index] = _snapshot(ctx.model, parts.method)
         for module in seen.modules:
             seen.terms.setdefault(ctx.stage.index, {}).update(module.seen_terms)
         if not seen.modules:
@@ -94,3 +123,23 @@ def run_tiny(directory: Path, overrides: list[str]):
     seen.results = json.loads((seen.directory / "results.json").read_text())
     seen.weights_after = {name: weight.clone() for name, weight in seen.ctx.model.state_dict().items()}
     return seen
+
+
+def _snapshot(model, method):
+    import json
+
+    import torch
+
+    state = method.state_dict()
+    tensors = {key: value.clone() for key, value in state.items() if isinstance(value, torch.Tensor)}
+    plain = json.dumps({key: value for key, value in state.items() if key not in tensors})
+    return {name: weight.clone() for name, weight in model.state_dict().items()}, tensors, plain
+
+
+def _restore(model, method, snapshot):
+    import json
+
+    weights, tensors, plain = snapshot
+    present = {name: weight for name, weight in weights.items() if name in model.state_dict()}
+    model.load_state_dict(present, strict=False)
+    method.load_state_dict({**json.loads(plain), **{key: value.clone() for key, value in tensors.items()}})

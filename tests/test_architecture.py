@@ -21,7 +21,7 @@ ALLOWED = {
     "metrics": {"errors", "plan", "keys", "data", "metrics", "models"},
     "models": {"errors", "plan", "keys", "data", "metrics", "models"},
     "context": {"errors", "plan", "keys", "data", "models"},
-    "methods": {"errors", "plan", "keys", "data", "models", "context", "methods"},
+    "methods": {"errors", "plan", "sizes", "keys", "data", "models", "context", "methods"},
     "callbacks": {"errors", "plan", "metrics", "callbacks"},
 }
 WITHOUT_TORCH = (

@@ -16,15 +16,15 @@ SMOKE = [
     "callbacks=none",
     "logger=none",
     "task_order.tasks=[FOMC]",
-    "data.rows.train=2",
-    "data.rows.test=2",
 ]
+ROWS = ("data.rows.train=2", "data.rows.test=2")
+"""Of the generated tasks."""
 
 
-def sweep(tmp_path, *arguments):
+def sweep(tmp_path, *arguments, rows=ROWS):
     tasks = [] if any("task_order" in argument for argument in arguments) else ["task_order.tasks=[FOMC]"]
     return subprocess.run(
-        [sys.executable, "-m", "trace_hydra", *SMOKE, *tasks, f"paths.runs={tmp_path}", *arguments],
+        [sys.executable, "-m", "trace_hydra", *SMOKE, *rows, *tasks, f"paths.runs={tmp_path}", *arguments],
         capture_output=True, text=True, cwd=ROOT, env={**os.environ, "WANDB_MODE": "offline"},
     )  # fmt: skip
 
@@ -33,15 +33,32 @@ def jobs(tmp_path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/results.json"))]
 
 
+@pytest.fixture(scope="module")
+def needs(tmp_path_factory):
+    """What the templates that name data of their own need to run small."""
+    rows = [{"prompt": f"Question {number}?\nAnswer:", "answer": "A"} for number in range(12)]
+    folder = tmp_path_factory.mktemp("rows") / "FOMC"
+    folder.mkdir()
+    for split in ("train", "eval", "test"):
+        (folder / f"{split}.json").write_text(json.dumps(rows))
+    small = ["model=tiny", "trainer=cpu", "trainer.precision=32-true", "budget=smoke"]
+    files = ["data=trace", f"paths.data={folder.parent}", "data.limit.test=2", "data.limit.train=2,4,6"]
+    return {
+        "paper_table": {"arguments": [*small, "data=smoke"], "rows": ROWS},
+        "samples_epochs": {"arguments": [*small, *files, "budget.default_epochs=1,2,3,4"], "rows": ()},
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_every_template_runs(template, tmp_path):
+def test_every_template_runs(template, tmp_path, needs):
     """As many finished runs as the template names jobs, each in its own directory."""
     raw = OmegaConf.load(ROOT / "multirun_templates" / "sweep" / f"{template}.yaml")
     expected = 1
     for values in raw.hydra.sweeper.params.values():
         expected *= len(str(values).split(","))
-    done = sweep(tmp_path, f"sweep={template}")
+    own = needs.get(template, {"arguments": [], "rows": ROWS})
+    done = sweep(tmp_path, f"sweep={template}", *own["arguments"], rows=own["rows"])
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(jobs(tmp_path)) == expected
 
@@ -77,15 +94,34 @@ def test_every_experiment_runs_in_its_smoke_form(experiment, tmp_path):
     """The preset's method, protocol and optimizer settings with the tiny model, generated rows, a small budget."""
     overrides = [
         f"experiment={experiment}", "model=tiny", "data=smoke", "budget=smoke", "trainer=cpu",
+        "budget.batch_size=2", "budget.micro_batch_size=1",
         "trainer.precision=32-true",
         "task_order=[FOMC,NumGLUE-cm]", "protocol.max_prompt_tokens=128", "protocol.max_answer_tokens=16",
         "protocol.decoding.max_new_tokens=4",
     ]  # fmt: skip
     run = run_tiny(tmp_path, overrides)
-    assert run.results["complete"] and run.results["protocol"]["name"] == "official"
+    assert run.results["complete"] and run.results["protocol"]["name"] in ("official", "seekr", "greedy")
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_as_it_stands(experiment):
+    """TRACE's presets: batch 128, seed 1234, the scripts' epochs, learning rate 1e-5 (adapters 1e-4)."""
     config = compose_config([f"experiment={experiment}"])
-    assert config.data.variant == "trace5000" and config.seed.data == 1234
+    family, method, *model = experiment.split("_", 2)
+    if family != "trace":
+        assert config.method.name == family and config.model.name == "_".join([method, *model])
+        return
+    assert config.method.name == method and config.model.name == model[0]
+    assert config.data.variant == ("trace_reasoning" if method == "rcl" else "trace5000")
+    assert config.seed.train == config.seed.data == 1234 and config.protocol.prompt == "raw"
+    assert config.task_order.tasks[0] == "C-STANCE"
+    if method != "icl":
+        assert config.budget.batch_size == 128 and config.optim.carry
+        assert [config.budget.epochs[task] for task in config.task_order.tasks] == [5, 3, 7, 5, 3, 5, 5, 7]
+        assert config.optim.optimizer.lr == (1e-4 if method == "lora" else 1e-5)
+
+
+def test_the_papers_methods_have_presets_for_its_five_models():
+    models = ("llama2_7b_chat", "llama2_13b_chat", "vicuna7b", "vicuna13b", "baichuan2_7b_chat")
+    wanted = {f"trace_{method}_{model}" for method in ("seqft", "lora", "replay", "icl", "rcl") for model in models}
+    assert wanted <= set(EXPERIMENTS)

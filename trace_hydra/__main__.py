@@ -22,10 +22,14 @@ def compose_and_run() -> float | None:
 
     @hydra.main(version_base="1.3", config_path=str(entry.project_root() / "conf"), config_name="config")
     def task(config: DictConfig) -> float | None:
-        from trace_hydra.run import run  # loads torch; `--cfg job` must not
-
         directory = Path(HydraConfig.get().runtime.output_dir)
         try:
+            if config.cost is not None:
+                from trace_hydra.cost import report  # these load torch; `--cfg job` must not
+
+                return report(config, directory)
+            from trace_hydra.run import run
+
             return run(config, directory)
         except TraceHydraError as error:
             diagnose.discard_empty(directory)

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trace_hydra.data.reasoning import SPLITTERS
 from trace_hydra.data.task import TRACE_TASKS, TaskSpec, task_spec
 from trace_hydra.errors import ConfigError, TraceHydraError, problem_list
 from trace_hydra.keys import name_of
@@ -20,6 +21,7 @@ _CHOICES = {
     "protocol.prompt": ("raw", "chat"),
     "protocol.truncation": ("middle", "left"),
     "protocol.special_tokens": ("text", "parse"),
+    "protocol.splitter": SPLITTERS,
     "evaluation.cells": ("seen", "all", "diagonal_last"),
     "optim.schedule": ("constant", "linear", "cosine"),
 }
@@ -51,14 +53,18 @@ class Parts:
     """Facts of the tasks, in training order."""
 
 
-def validate(config: DictConfig) -> Parts:
+def validate(config: DictConfig, *, files: bool = True) -> Parts:
     """Build the parts of a run, or say everything that is wrong.
+
+    Args:
+        config: The run's.
+        files: Whether weights, tokenizer and rows must be there; an estimate needs none.
 
     Raises:
         ConfigError: With all problems in one message.
     """
     problems: list[str] = []
-    parts = _collect(config, problems)
+    parts = _collect(config, problems, files)
     if parts is not None and config.model.get("path") and (notice := getattr(parts.data, "notice", None)):
         print(notice)  # generated rows are for the embedded models; said even if the weights cannot be had
     if problems or parts is None:
@@ -83,7 +89,7 @@ def training_order(config: DictConfig) -> list[str]:
     return tasks
 
 
-def _collect(config: DictConfig, problems: list[str]) -> Parts | None:
+def _collect(config: DictConfig, problems: list[str], files: bool = True) -> Parts | None:
     if missing := sorted(OmegaConf.missing_keys(config)):
         problems.append(f"no value for {', '.join(missing)}; set it on the command line.")
         return None
@@ -102,7 +108,7 @@ def _collect(config: DictConfig, problems: list[str]) -> Parts | None:
         return None
     parts = _build(config, plain, specs, problems)
     if parts is not None:
-        problems += _fit_problems(config, parts)
+        problems += _fit_problems(config, parts, files)
     return parts
 
 
@@ -203,7 +209,7 @@ def _build(config: DictConfig, plain: Any, specs: dict[str, TaskSpec], problems:
     )
 
 
-def _fit_problems(config: DictConfig, parts: Parts) -> Iterator[str]:
+def _fit_problems(config: DictConfig, parts: Parts, files: bool) -> Iterator[str]:
     """Problems of parts with each other and with the files they need."""
     method, tuning = parts.method, parts.tuning
     if not isinstance(method, Method):
@@ -220,9 +226,10 @@ def _fit_problems(config: DictConfig, parts: Parts) -> Iterator[str]:
             f"method={name_of(config, 'method')} trains, but tuning=frozen leaves nothing to train. "
             "Use tuning=full or tuning=lora."
         )
-    yield from parts.model.problems()
+    if files:
+        yield from parts.model.problems()
     yield from _length_problems(config, parts)
-    if parts.specs:
+    if files and parts.specs:
         yield from parts.data.problems(list(parts.specs))
     yield from _writable(Path(config.paths.runs))
 
@@ -230,12 +237,13 @@ def _fit_problems(config: DictConfig, parts: Parts) -> Iterator[str]:
 def _length_problems(config: DictConfig, parts: Parts) -> Iterator[str]:
     protocol, context = config.protocol, getattr(parts.model, "context_length", None)
     limits = [protocol.decoding.max_new_tokens or spec.max_new_tokens for spec in parts.specs.values()]
-    longest = protocol.max_prompt_tokens + max([protocol.max_answer_tokens, *limits])
+    prompts = parts.method.prefix_length(parts.tuning.prefix_length, len(parts.specs))
+    longest = prompts + protocol.max_prompt_tokens + max([protocol.max_answer_tokens, *limits])
     if context and longest > context:
         yield (
-            f"protocol.max_prompt_tokens={protocol.max_prompt_tokens} and the longest answer make {longest} tokens; "
-            f"model={name_of(config, 'model')} has {context} positions. Lower protocol.max_prompt_tokens, "
-            "protocol.max_answer_tokens or protocol.decoding.max_new_tokens."
+            f"protocol.max_prompt_tokens={protocol.max_prompt_tokens}, the longest answer and {prompts} tokens of soft "
+            f"prompts make {longest}; model={name_of(config, 'model')} has {context} positions. Lower "
+            "protocol.max_prompt_tokens, protocol.max_answer_tokens or protocol.decoding.max_new_tokens."
         )
 
 

@@ -57,6 +57,8 @@ class StageContext:
     num_stages: int
     all_tasks: Mapping[str, TrainTask] | None = None
     """Filled only for methods that declare `sees_all_tasks`."""
+    prefix: Sequence[int] = ()
+    """Ids of soft prompts that stand before every row, in training and generation; methods may set it."""
     stage: Stage = field(init=False)
     task: TrainTask = field(init=False)
     rng: Random = field(init=False)
@@ -75,8 +77,9 @@ class StageContext:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def encode(self, examples: Sequence[Example]) -> list[EncodedRow]:
-        """Encode rows for training, each with its task's instruction."""
-        return encode_rows(self.encoder, examples, tuple(self.instructions.values()))
+        """Encode rows for training, each with its task's instruction and behind the soft prompt."""
+        rows = encode_rows(self.encoder, examples, tuple(self.instructions.values()))
+        return [row.behind(self.prefix) for row in rows] if self.prefix else rows
 
     def batches(self, examples: Sequence[Example], batch_size: int) -> Iterator[dict[str, Any]]:
         """Yield training batches of rows on the device, shuffled by `rng`, bucketed by length, every row once."""
@@ -100,6 +103,7 @@ class StageContext:
         instruction: str = "",
         stop: Sequence[str] = (),
         max_prompt_tokens: int | None = None,
+        prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[str]:
         """Answer prompts as the protocol decodes, in order.
 
@@ -109,8 +113,11 @@ class StageContext:
             instruction: The head to keep if a prompt must be cut.
             stop: Strings that end an answer; the text may hold the string and a little more.
             max_prompt_tokens: Replaces the protocol's limit.
+            prefixes: Ids of soft prompts before each prompt, instead of `prefix` before all.
         """
         ids, _ = self.encoder.prompts(prompts, instruction, max_prompt_tokens)
+        heads = prefixes if prefixes is not None else [self.prefix] * len(ids)
+        ids = [[*head, *one] for head, one in zip(heads, ids, strict=True)]
         with self.autocast():
             answers = generate(
                 self.model,

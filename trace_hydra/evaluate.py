@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trace_hydra.context import StageContext, TrainTask
-from trace_hydra.data.task import Task
+from trace_hydra.data.task import Task, final_prediction
 from trace_hydra.errors import MethodError
 from trace_hydra.methods.base import Method
 from trace_hydra.metrics.score import TaskScore, score_task
@@ -74,7 +74,7 @@ def score_cell(method: Method, ctx: StageContext, task: Task, view: TrainTask, *
             f"{type(method).__name__}.answer gave {len(raw)} answers to {len(prompts)} prompts of {task.name}; it must "
             "give one string a prompt."
         )
-    predictions = [cut_at(text, view.stop) for text in raw]
+    predictions = [final_prediction(cut_at(text, view.stop), task.spec) for text in raw]
     score = score_task(
         task=task.name,
         metric=task.spec.metric,

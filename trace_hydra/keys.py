@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 # Nodes that change neither weights nor scores, so they stay out of the run key.
-NOT_IN_RUN_KEY = ("paths", "logger", "callbacks", "hydra", "trust", "progress")
+NOT_IN_RUN_KEY = ("paths", "logger", "callbacks", "hydra", "trust", "progress", "cost")
 
 
 def digest(value: Any, length: int = 16) -> str:

@@ -1,6 +1,6 @@
 """From rows to a plan: what will be trained and scored, in tokens, before a model is loaded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -16,8 +16,13 @@ from trace_hydra.context import TrainTask
 from trace_hydra.data.encode import Encoder
 from trace_hydra.data.rows import is_unicode
 from trace_hydra.data.task import Task, TaskData, rows_hash
+from trace_hydra.errors import DataError, problem_list
 from trace_hydra.evaluate import cells_to_score
+from trace_hydra.methods.base import Method
 from trace_hydra.plan import RunInfo, Stage
+
+DISCLOSED = ("sees_all_tasks", "sees_task_id", "grad_at_test", "merges", "makes_rows", "cells")
+"""What a method declares about itself and every report shows."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ def prepare(config: DictConfig, parts: Parts, directory: Path) -> Prepared:
     """Read rows and tokenizer and plan the run that will write to `directory`.
 
     Raises:
-        DataError: If rows cannot be read.
+        DataError: If rows cannot be read, or the method cannot train on them.
         ConfigError: If the tokenizer cannot do what the protocol asks.
     """
     data = parts.data.load(list(parts.specs), seed=config.seed.data)
@@ -53,6 +58,8 @@ def prepare(config: DictConfig, parts: Parts, directory: Path) -> Prepared:
         max_answer_tokens=protocol.max_answer_tokens,
     )
     views = {name: _view(task, protocol) for name, task in data.tasks.items()}
+    if problems := [problem for view in views.values() for problem in parts.method.row_problems(view)]:
+        raise DataError(f"method={keys.name_of(config, 'method')}: {problem_list(problems)}")
     truncated, tokens = _count(data, views, encoder)
     stages = _plan_stages(config, parts, data, tokens)
     own = parts.method.cells
@@ -71,9 +78,7 @@ def prepare(config: DictConfig, parts: Parts, directory: Path) -> Prepared:
         config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
         stages=tuple(stages),
         cells=tuple((row, task, len(data.tasks[task].test)) for row, task in cells),
-        disclosures={
-            key: getattr(parts.method, key) for key in ("sees_all_tasks", "sees_task_id", "grad_at_test", "cells")
-        },
+        disclosures={key: getattr(parts.method, key) for key in DISCLOSED},
     )
     return Prepared(run, data.tasks, views, data, tokenizer, encoder, truncated)
 
@@ -151,17 +156,42 @@ def _plan_stages(config: DictConfig, parts: Parts, data: TaskData, tokens: Mappi
             for name, task in data.tasks.items()
         ],
     )
+    passes = plan_passes(budget, parts.method, list(data.tasks), counts, mean_tokens, len(data.alignment))
+    return [
+        Stage(index, name, *planned, key)
+        for index, (name, planned, key) in enumerate(zip(data.tasks, passes, identities, strict=True), start=1)
+    ]
+
+
+def plan_passes(
+    budget: Any,
+    method: Method,
+    names: Sequence[str],
+    counts: Sequence[int],
+    mean_tokens: Sequence[float],
+    alignment: int,
+) -> list[tuple[int, int, int, int]]:
+    """Plan each stage: rows of a pass, passes, optimizer steps, tokens.
+
+    Args:
+        budget: The `budget` node.
+        method: Says which rows a stage goes over.
+        names: Tasks in training order.
+        counts: Train rows of each.
+        mean_tokens: Average tokens of an encoded train row of each.
+        alignment: Alignment rows of the data.
+    """
     stages = []
-    for index, (name, key) in enumerate(zip(data.tasks, identities, strict=True), start=1):
-        rows = parts.method.rows_per_pass(counts, index, len(data.alignment))
+    for index, name in enumerate(names, start=1):
+        rows = method.rows_per_pass(counts, index, alignment)
         epochs = epochs_of(budget, name) if rows else 0
-        if parts.method.cells == "last" and rows:
+        if method.cells == "last" and rows:
             epochs = 1
-            rows = sum(count * epochs_of(budget, task) for task, count in zip(data.tasks, counts, strict=True))
+            rows = sum(count * epochs_of(budget, task) for task, count in zip(names, counts, strict=True))
         # Replayed rows are counted with the mean length of the tasks so far.
         per_row = mean_tokens[index - 1] if rows == counts[index - 1] else sum(mean_tokens[:index]) / index
         steps = ceil(rows / budget.batch_size) * epochs
-        stages.append(Stage(index, name, rows, epochs, steps, round(rows * per_row * epochs), key))
+        stages.append((rows, epochs, steps, round(rows * per_row * epochs)))
     return stages
 
 
@@ -186,7 +216,7 @@ def _shared_key(config: DictConfig, parts: Parts) -> dict[str, Any]:
 
 def _fingerprint(config: DictConfig, data: TaskData, encoder: Encoder) -> str:
     tasks = {
-        name: {"metric": task.spec.metric, "max_new_tokens": task.spec.max_new_tokens, "stop": task.spec.stop}
+        name: {key: getattr(task.spec, key) for key in ("metric", "max_new_tokens", "stop", "splitter", "letters")}
         for name, task in sorted(data.tasks.items())
     }
     rows = {name: rows_hash(replace_ids(task)) for name, task in sorted(data.tasks.items())}

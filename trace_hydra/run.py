@@ -119,6 +119,7 @@ def _load(config: DictConfig, parts: Parts, prepared: Prepared) -> StageContext:
         autocast=trainer.precision_plugin.forward_context,
         num_stages=len(prepared.run.stages),
         all_tasks=prepared.views if parts.method.sees_all_tasks else None,
+        prefix=parts.tuning.prefix(model),
     )
 
 
@@ -142,7 +143,13 @@ def _results(
     config: DictConfig, prepared: Prepared, board: Scoreboard, efforts: list[Effort], seconds: float
 ) -> dict[str, Any]:
     specs = {
-        name: {"metric": task.spec.metric, "instruction": task.instruction, "stop": list(task.spec.stop)}
+        name: {
+            "metric": task.spec.metric,
+            "instruction": task.instruction,
+            "stop": list(task.spec.stop),
+            "splitter": task.spec.splitter,
+            "letters": task.spec.letters,
+        }
         for name, task in prepared.tasks.items()
     }
     return report.build_results(
@@ -191,6 +198,7 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT asks for it
         try:
             for name in names:
                 logging.getLogger(name).setLevel(logging.ERROR)

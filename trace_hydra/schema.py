@@ -48,6 +48,8 @@ class Budget:
     """Learning rate when all weights train."""
     lr_adapter: float = MISSING
     """Learning rate of adapters."""
+    lr_prompt: float = MISSING
+    """Learning rate of soft prompts."""
 
 
 @dataclass
@@ -76,6 +78,8 @@ class Protocol:
     """"middle": keeps instruction and end of the prompt; "left": TRACE's, cuts from the start."""
     special_tokens: str = MISSING
     """"text": a literal `<s>` in a row is text; "parse": it becomes the special token, as in TRACE's code."""
+    splitter: str = MISSING
+    """Rules that take the final answer out of predictions that hold reasoning: "ours" or "re_eval"."""
     max_prompt_tokens: int = MISSING
     max_answer_tokens: int = MISSING
     decoding: Decoding = field(default_factory=Decoding)
@@ -106,6 +110,16 @@ class Trust:
 
 
 @dataclass
+class Cost:
+    """conf/debug/cost: estimate the run instead of running it."""
+
+    device_gb: float = MISSING
+    """Memory of the device, in 10^9 bytes; what the estimate is judged by."""
+    host_gb: float = MISSING
+    """Memory of the machine."""
+
+
+@dataclass
 class Config:
     """The root. Nodes typed Any hold a `_target_` with keyword arguments, checked by `build.validate`."""
 
@@ -125,6 +139,8 @@ class Config:
     trainer: Any = MISSING
     callbacks: Any = MISSING
     logger: Any = MISSING
+    cost: Cost | None = None
+    """If set, the run is estimated and not made."""
 
 
 def register() -> None:

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trace_hydra.data.task import METRICS, TRACE_TASKS, TaskSpec
+from trace_hydra.data.task import METRICS, TRACE_TASKS, TaskSpec, final_prediction
 from trace_hydra.errors import ConfigError, DataError, StoreError, TraceHydraError
 from trace_hydra.files import write_json
 from trace_hydra.metrics.bootstrap import bootstrap
@@ -182,7 +182,7 @@ def _score_cell(
         expected = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
         if found != row_id or sha256 != expected or reference != answer:
             raise StoreError(f"{place}: {found!r} is not the test row {row_id!r} that test_rows/ has here.")
-        predictions.append(cut_at(raw, spec.stop) if scoring == "corrected" else raw)
+        predictions.append(final_prediction(cut_at(raw, spec.stop) if scoring == "corrected" else raw, spec))
     if len(records) != len(tests):
         expected = answers.parents[2] / "test_rows" / answers.name
         raise StoreError(
@@ -233,7 +233,15 @@ def _spec(task: str, specs: Any, place: Path) -> TaskSpec:
     if not isinstance(fields, dict) or not isinstance(instruction, str) or not _is_names(stop, empty=True):
         raise StoreError(f"{place}: task_specs.{task} needs 'metric', 'instruction' and 'stop'.")
     with located(place, StoreError):  # the answer limit plays no part in scoring
-        return TaskSpec(task, fields.get("metric"), 1, instruction, stop=tuple(stop))  # type: ignore[arg-type]
+        return TaskSpec(
+            task,
+            fields.get("metric"),  # type: ignore[arg-type]
+            1,
+            instruction,
+            stop=tuple(stop),  # type: ignore[arg-type]
+            splitter=fields.get("splitter"),
+            letters=fields.get("letters", ""),
+        )
 
 
 def _seed(seed: Any, place: Path) -> int:

@@ -4,6 +4,7 @@ import json
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
@@ -31,46 +32,61 @@ def train_stage(config: DictConfig, parts: Parts, ctx: StageContext, carried: di
     Raises:
         MethodError: If a phase has nothing to train, a loss is not finite, or a declared term does nothing.
     """
-    method, tokens, steps = parts.method, 0, 0
+    method = parts.method
     started = time.monotonic()
-    trainable = 0
+    tokens = steps = trainable = 0
     ctx.model.to(ctx.device)  # type: ignore[arg-type]
     method.begin_stage(ctx)
     seen: dict[str, float] = {}
     for number, phase in enumerate(method.phases(ctx)):
-        rows = ctx.encode(phase.examples)
-        batches = TrainBatches(
-            rows,
-            batch_size=config.budget.batch_size,
-            micro_batch_size=config.budget.micro_batch_size,
-            seed=f"{config.seed.train}-{ctx.stage.index}-{number}",
-        )
-        module = _module(config, parts, ctx, phase, len(rows), carried)
-        trainer = parts.trainer(
-            max_epochs=phase.epochs,
-            accumulate_grad_batches=config.budget.batch_size // config.budget.micro_batch_size,
-            logger=False,
-            callbacks=list(parts.callbacks),
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
+        done = _train_phase(config, parts, ctx, phase, number, carried)
         trainable = max(trainable, sum(weight.numel() for weight in ctx.trainable().values()))
-        _fit(trainer, module, batches)
-        if config.optim.carry:
-            carried.update(state=trainer.optimizers[0].state_dict()["state"], names=list(ctx.trainable()))
-        for weight in ctx.model.parameters():
-            weight.grad = None  # Lightning leaves the last one, as large as the weights
-        tokens += sum(len(row.ids) for row in rows) * phase.epochs
-        steps += trainer.global_step
-        seen.update(module.seen_terms)
+        tokens, steps = tokens + done.tokens, steps + done.steps
+        seen.update(done.terms)
     if steps > 1:  # at a stage's first step a penalty on what changed since is 0
         _check_terms(method.terms, seen, ctx.stage)
     ctx.model.to(ctx.device).eval()  # type: ignore[arg-type]
     seconds = time.monotonic() - started
     method.end_stage(ctx)
     return Effort(tokens, steps, seconds, trainable, state_mb(method.state_dict()), method.num_stored_examples())
+
+
+@dataclass(frozen=True)
+class _PhaseDone:
+    tokens: int
+    steps: int
+    terms: Mapping[str, float]
+    """Largest magnitude of each loss term."""
+
+
+def _train_phase(
+    config: DictConfig, parts: Parts, ctx: StageContext, phase: Phase, number: int, carried: dict[str, Any]
+) -> _PhaseDone:
+    """Fit once. Trainer and optimizer end with the call: what comes after a stage needs their memory."""
+    rows = ctx.encode(phase.examples)
+    batches = TrainBatches(
+        rows,
+        batch_size=config.budget.batch_size,
+        micro_batch_size=config.budget.micro_batch_size,
+        seed=f"{config.seed.train}-{ctx.stage.index}-{number}",
+    )
+    module = _module(config, parts, ctx, phase, len(rows), carried)
+    trainer = parts.trainer(
+        max_epochs=phase.epochs,
+        accumulate_grad_batches=config.budget.batch_size // config.budget.micro_batch_size,
+        logger=False,
+        callbacks=list(parts.callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    _fit(trainer, module, batches)
+    if config.optim.carry:
+        carried.update(state=trainer.optimizers[0].state_dict()["state"], names=list(ctx.trainable()))
+    for weight in ctx.model.parameters():
+        weight.grad = None  # Lightning leaves the last one, as large as the weights
+    return _PhaseDone(sum(len(row.ids) for row in rows) * phase.epochs, trainer.global_step, module.seen_terms)
 
 
 def state_mb(state: Mapping[str, Any]) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, compose_config, run_tiny
+from conftest import ROOT, SMALLER, compose_config, run_tiny
 from omegaconf import OmegaConf
 
 from trace_hydra import build
@@ -17,6 +17,10 @@ from trace_hydra.targets import locate
 
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
 TASKS = ["FOMC", "NumGLUE-cm", "20Minuten"]
+
+
+def settings(name: str) -> list[str]:
+    return [f"method={name}", f"task_order=[{','.join(TASKS)}]", *SMALLER.get(name, ())]
 
 
 def method_of(config) -> Method:
@@ -30,7 +34,7 @@ def runs(tmp_path_factory):
 
     def get(name: str):
         if name not in cache:
-            cache[name] = run_tiny(tmp_path_factory.mktemp(name), [f"method={name}", f"task_order=[{','.join(TASKS)}]"])
+            cache[name] = run_tiny(tmp_path_factory.mktemp(name), settings(name))
         return cache[name]
 
     return get
@@ -65,7 +69,7 @@ def test_frozen_weights_are_bit_identical(name, runs):
         one for one, weight in run.weights_after.items() if one not in before or not torch.equal(weight, before[one])
     }
     ever_trainable = {one for names in run.trainable.values() for one in names}
-    assert changed <= ever_trainable
+    assert run.method.merges or changed <= ever_trainable
     assert bool(changed) == bool(ever_trainable)
 
 
@@ -80,11 +84,13 @@ def test_no_test_row_and_no_undeclared_row_is_trained_on(name, runs):
         assert not prompts & test
         seen = TASKS if run.method.sees_all_tasks else TASKS[:stage]
         assert prompts <= set().union(*(train[task] for task in seen)) | alignment
+    for made in run.made_prompts.values():
+        assert not made & test and (run.method.makes_rows or not made)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_same_seed_same_result(name, runs, tmp_path):
-    again = run_tiny(tmp_path, [f"method={name}", f"task_order=[{','.join(TASKS)}]"])
+    again = run_tiny(tmp_path, settings(name))
     first = runs(name)
     assert again.results["matrix"] == first.results["matrix"]
     assert all(torch.equal(again.weights_after[one], weight) for one, weight in first.weights_after.items())
@@ -93,7 +99,7 @@ def test_same_seed_same_result(name, runs, tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_scoring_moves_no_training_randomness(name, runs, tmp_path):
     """Weights do not depend on which cells are scored, dropout included."""
-    less = run_tiny(tmp_path, [f"method={name}", f"task_order=[{','.join(TASKS)}]", "evaluation=diagonal_last"])
+    less = run_tiny(tmp_path, [*settings(name), "evaluation=diagonal_last"])
     first = runs(name)
     assert all(torch.equal(less.weights_after[one], weight) for one, weight in first.weights_after.items())
 
@@ -113,6 +119,20 @@ def test_state_survives_the_disk(name, runs):
     prompts = [row.prompt for row in run.data.tasks[TASKS[0]].test]
     view = run.views[TASKS[0]]
     assert fresh.answer(run.ctx, prompts, view) == run.method.answer(run.ctx, prompts, view)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_cut_after_any_stage_continues_to_the_same_matrix(name, stage, runs, tmp_path):
+    """From weights and the method's state alone; also the weights of the last stage are the same, bit for bit."""
+    whole = runs(name)
+    rest = run_tiny(tmp_path, settings(name), cut=(stage, whole.snapshots[stage]))
+    # answers that a row carries over from a task's own stage are made before the cut
+    first = stage - 1 if whole.method.cells == "diagonal" else 0
+    for row in range(stage, len(TASKS) + 1):
+        assert rest.results["matrix"][row][first:] == whole.results["matrix"][row][first:]
+    assert rest.weights_after.keys() == whole.weights_after.keys()
+    assert all(torch.equal(weight, whole.weights_after[one]) for one, weight in rest.weights_after.items())
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -156,15 +176,20 @@ def test_module_docstring_is_a_contract_with_the_literature(name):
     assert "arXiv:" in head and "->" in head and "Differs from official TRACE" in head and "Memory" in head
 
 
+@pytest.mark.parametrize(("tuning", "part"), [("lora", "lora_"), ("prompt", "embed_tokens.")])
 @pytest.mark.parametrize("name", METHODS)
-def test_lora_tuning_works_with_every_method_that_allows_it(name, tmp_path):
+def test_other_tunings_work_with_every_method_that_allows_them(name, tuning, part, tmp_path):
+    """Only adapters or prompts train and the model itself stays; or the tuning is refused before anything loads."""
     config = compose_config([f"method={name}", "model=tiny"])
-    tunings = locate(config.method._target_).tunings
-    if tunings is not None and "lora" not in tunings:
-        problems = build.problems_of(compose_config([f"method={name}", "model=tiny", "tuning=lora"]))
-        assert any("tuning=lora" in problem and "Use tuning=" in problem for problem in problems)
+    method = locate(config.method._target_)
+    if method.tunings is not None and tuning not in method.tunings:
+        problems = build.problems_of(compose_config([f"method={name}", "model=tiny", f"tuning={tuning}"]))
+        assert any(f"tuning={tuning}" in problem and "Use tuning=" in problem for problem in problems)
+        assert method.tuning_reason
         return
-    run = run_tiny(tmp_path, [f"method={name}", "tuning=lora", f"task_order=[{','.join(TASKS)}]"])
-    assert run.results["complete"] and all("lora_" in one for names in run.trainable.values() for one in names)
-    base = {one: weight for one, weight in run.weights_before.items() if "lora_" not in one}
-    assert base and all(torch.equal(run.weights_after[one], weight) for one, weight in base.items())
+    run = run_tiny(tmp_path, [*settings(name), f"tuning={tuning}"])
+    assert run.results["complete"] and all(part in one for names in run.trainable.values() for one in names)
+    base = {one: weight for one, weight in run.weights_before.items() if part not in one}
+    assert base and (
+        run.method.merges or all(torch.equal(run.weights_after[one], weight) for one, weight in base.items())
+    )

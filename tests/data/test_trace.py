@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from trace_hydra.data.release import VARIANT_FOLDERS
 from trace_hydra.data.rows import read_split
-from trace_hydra.data.task import TRACE_TASKS
+from trace_hydra.data.task import TRACE_TASKS, final_prediction
 from trace_hydra.data.trace import TraceData
 from trace_hydra.errors import ConfigError, DataError
 
@@ -361,6 +361,10 @@ def composed(option: str, root: Path) -> TraceData:
         settings |= {str(key): value for key, value in keys.items()}
     assert settings["root"] == "${paths.data}"
     settings["root"] = str(root)
+    for facts in settings["tasks"].values():
+        if "splitter" in facts:
+            assert facts["splitter"] == "${protocol.splitter}"
+            facts["splitter"] = "ours"
     settings.pop("defaults", None)
     assert settings.pop("_target_") == "trace_hydra.data.trace.TraceData"
     return TraceData(**settings)
@@ -381,6 +385,10 @@ def test_reasoning_option_knows_the_instructions(shared_data):
     loaded = composed("trace_reasoning", shared_data / "trace_reasoning").load(list(TRACE_TASKS), seed=0)
     for task in loaded.tasks.values():
         assert task.spec.instruction != TRACE_TASKS[task.name].instruction
+        for row in task.train:  # what evaluation takes out of a reference answer is its final answer
+            final = final_prediction(row.answer, task.spec)
+            assert final and final != row.answer and final in row.answer
+            assert not task.spec.letters or final in task.spec.letters
         for row in task.train + task.test:
             assert row.prompt.startswith(task.spec.instruction)
         if task.name != "Py150":  # the line of code comes first, what follows is not scored

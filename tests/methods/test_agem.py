@@ -12,16 +12,27 @@ from trace_hydra.methods.agem import AGEM
 ORDER = "task_order=[FOMC,NumGLUE-cm,20Minuten]"
 
 
+def weight_with(gradient: list[float]) -> dict[str, torch.Tensor]:
+    """Two weights whose gradients together are the vector."""
+    weights = {name: torch.zeros(1, requires_grad=True) for name in ("a", "b")}
+    for weight, value in zip(weights.values(), gradient, strict=True):
+        weight.grad = torch.tensor([value])
+    return weights
+
+
 def test_projection_by_hand():
     """g = (3, -1), g_ref = (-1, 2): g'g_ref = -5, g_ref'g_ref = 5, so g~ = g + g_ref = (2, 1), orthogonal to g_ref."""
-    projected = agem.project(torch.tensor([3.0, -1.0]), torch.tensor([-1.0, 2.0]))
-    assert projected is not None and projected.tolist() == [2, 1]
+    weights = weight_with([3.0, -1.0])
+    assert agem.project(weights, torch.tensor([-1.0, 2.0]))
+    assert gradients.read_gradients(weights).tolist() == [2, 1]
 
 
 @pytest.mark.parametrize("reference", [[1.0, 2.0], [1.0, 3.0], [0.0, 0.0]])
 def test_agreement_changes_nothing(reference):
     """g = (3, -1): dot products 1, 0 and 0."""
-    assert agem.project(torch.tensor([3.0, -1.0]), torch.tensor(reference)) is None
+    weights = weight_with([3.0, -1.0])
+    assert not agem.project(weights, torch.tensor(reference))
+    assert gradients.read_gradients(weights).tolist() == [3, -1]
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])

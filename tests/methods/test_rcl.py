@@ -8,10 +8,10 @@ import pytest
 from conftest import compose_config, run_tiny
 
 from trace_hydra import build
+from trace_hydra.data.reasoning import final_answer, holds_reasoning, option_letters
 from trace_hydra.data.task import TRACE_TASKS, Example
-from trace_hydra.errors import ConfigError, MethodError
+from trace_hydra.errors import ConfigError
 from trace_hydra.methods.rcl import ReasoningAugmented
-from trace_hydra.methods.reasoning import final_answer, holds_reasoning, option_letters
 
 ORDER = "task_order=[FOMC,NumGLUE-cm,20Minuten]"
 SUMMARY = "Therefore, the summary of the meeting transcripts is:\n"
@@ -53,7 +53,7 @@ CASES = [
 @pytest.mark.parametrize(("text", "letters", "ours", "seekr"), CASES)
 def test_final_answer(text, letters, ours, seekr):
     assert final_answer(text, letters) == ours
-    assert final_answer(text, letters, "seekr") == seekr
+    assert final_answer(text, letters, "re_eval") == seekr
 
 
 def test_letters_are_read_off_the_answers():
@@ -79,7 +79,8 @@ def test_official_train_answers_split_into_the_gold(task, shared_data):
     assert option_letters(gold) == letters and len(rows) == 60
     assert all(holds_reasoning(row["answer"]) for row in rows)
     share = sum(final_answer(row["answer"], letters) == one for row, one in zip(rows, gold, strict=True)) / 60
-    seekr = sum(final_answer(row["answer"], letters, "seekr") == one for row, one in zip(rows, gold, strict=True)) / 60
+    seekr = sum(final_answer(row["answer"], letters, "re_eval") == one for row, one in zip(rows, gold, strict=True))
+    seekr /= 60
     assert share == 1.0
     assert seekr == (0.0 if task == "MeetingBank" else 1.0)
 
@@ -112,7 +113,7 @@ def test_mini_rows_are_built_and_split_back():
             gold = row.answer[0] if letters else row.answer
             mark = "\n回答：" if name == "C-STANCE" else "\nAnswer:"
             assert built.answer == f"{row.rationale}{mark}{gold}"
-            for splitter in ("ours", "seekr"):
+            for splitter in ("ours", "re_eval"):
                 assert final_answer(built.answer, letters, splitter) == gold
 
 
@@ -126,10 +127,10 @@ def test_rationale_counts_before_marks():
 
 def test_required_refuses_bare_rows():
     rows = (Example("0", "p", "1", "one"), Example("1", "p", "two\nAnswer:2"), Example("2", "p", "3"))
-    ctx: Any = SimpleNamespace(task=SimpleNamespace(name="mine", train=rows))
-    method_with().begin_stage(ctx)
-    with pytest.raises(MethodError, match=r"mine: 1 of 3 train rows .* \(the first: 2\)"):
-        method_with("method.rationales=required").begin_stage(ctx)
+    task: Any = SimpleNamespace(name="mine", train=rows)
+    assert method_with().row_problems(task) == []
+    (problem,) = method_with("method.rationales=required").row_problems(task)
+    assert problem.startswith("mine: 1 of 3 train rows") and "(the first: 2)" in problem
 
 
 CUES = ["method.cue.default='Give your reasoning.\nReasoning:'", "method.cue.zh='推理：'"]
@@ -166,7 +167,7 @@ def test_answer_is_split_and_gets_room(tmp_path):
     assert called[1] == (run.views["20Minuten"].max_new_tokens, run.views["20Minuten"].stop)
 
 
-@pytest.mark.parametrize("splitter", ["ours", "seekr"])
+@pytest.mark.parametrize("splitter", ["ours", "re_eval"])
 def test_official_rows_train_as_they_are(splitter, shared_data, tmp_path):
     """Rows of the Reasoning variant, prompts included; Py150 keeps its limit and stops, for its answer comes first."""
     # The first of the two, which the second replaces, tells run_tiny that these rows are no mini rows.
@@ -198,7 +199,7 @@ def test_bad_values_are_refused(key, value):
         "rationales": "auto",
         "answer_mark": {"default": "\nAnswer:"},
         "cue": None,
-        "splitter": "seekr",
+        "splitter": "re_eval",
         "max_new_tokens": 8,
     }
     ReasoningAugmented(**good)

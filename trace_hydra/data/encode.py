@@ -5,7 +5,7 @@ the answer and its end token. Nothing is derived from the pad token, which is of
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -28,6 +28,11 @@ class EncodedRow:
     truncated: bool
     """Whether anything of prompt or answer was cut."""
     example_id: str
+
+    def behind(self, prefix: Sequence[int]) -> "EncodedRow":
+        """The row with ids before it that carry no loss."""
+        ids = np.concatenate([np.asarray(prefix, dtype=np.int32), self.ids])
+        return replace(self, ids=ids, num_prompt=self.num_prompt + len(prefix))
 
 
 class Encoder:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from trace_hydra.data.reasoning import SPLITTERS, final_answer
 from trace_hydra.errors import ConfigError
 
 SPLITS = ("train", "eval", "test")
@@ -44,6 +45,10 @@ class TaskSpec:
     """Strings that end an answer; generation stops there and the answer is cut before them."""
     language: str = "en"
     """BCP 47 code of the answers, or "py"."""
+    splitter: str | None = None
+    """How a final answer is taken out of a prediction that holds reasoning, one of `SPLITTERS`; None: it holds none."""
+    letters: str = ""
+    """With a splitter, the options of a task whose final answers are single letters, such as "ABC"."""
 
     def __post_init__(self):
         if not TASK_NAME.fullmatch(self.name):
@@ -52,6 +57,10 @@ class TaskSpec:
             raise ConfigError(f"data.tasks.{self.name}.metric={self.metric!r} is none of {', '.join(METRICS)}.")
         if self.max_new_tokens < 1:
             raise ConfigError(f"data.tasks.{self.name}.max_new_tokens={self.max_new_tokens} must be at least 1.")
+        if self.splitter is not None and self.splitter not in SPLITTERS:
+            raise ConfigError(
+                f"data.tasks.{self.name}.splitter={self.splitter!r} is none of {', '.join(SPLITTERS)}, or null."
+            )
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,11 @@ class TaskData:
 
     tasks: dict[str, Task]
     alignment: tuple[Example, ...] = ()
+
+
+def final_prediction(text: str, spec: TaskSpec) -> str:
+    """Take the final answer out of what a model wrote, if the task's answers hold reasoning."""
+    return text if spec.splitter is None else final_answer(text, spec.letters, spec.splitter)
 
 
 def shared_instruction(declared: str, prompts: Sequence[str]) -> str:
@@ -154,7 +168,7 @@ def task_spec(name: str, overrides: dict[str, dict] | None = None) -> TaskSpec:
             f"task {name!r} is unknown. TRACE's tasks: {', '.join(TRACE_TASKS)}. A task of your own needs "
             f"data.tasks.{name}.metric (one of {', '.join(METRICS)}) and data.tasks.{name}.max_new_tokens."
         )
-    known = {"metric", "max_new_tokens", "instruction", "stop", "language"}
+    known = {"metric", "max_new_tokens", "instruction", "stop", "language", "splitter", "letters"}
     if unknown := sorted(set(given) - known):
         raise ConfigError(f"data.tasks.{name} has unknown keys {unknown}; known: {sorted(known)}.")
     if "stop" in given:

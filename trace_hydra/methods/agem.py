@@ -8,7 +8,8 @@ Differs from the paper: the memory is filled when a stage ends, not while it tra
     weights are moved by the optimizer: exact under SGD, as in the paper; AdamW rescales g~ and mixes it with its past.
 Differs from official TRACE: no code there; its GEM projects on stored gradients, each tensor apart, with the wrong sign
     (model/Regular/GEM.py:93-101, :160-163), here the dot product over all weights is not negative.
-Memory: text of `memory_rows` rows a task; during a step 12 bytes per trainable weight on the device (g, g_ref, g~).
+Memory: text of `memory_rows` rows a task; during a step 4 bytes per trainable weight on the device while g_ref is
+    taken, and 4 more to keep it there up to 8 GB (`resident.home`), else on the CPU.
 Compute: per step one forward and backward on `reference_batch` rows, whatever the number of tasks.
 """
 
@@ -19,8 +20,10 @@ from torch import Tensor
 from trace_hydra.context import StageContext
 from trace_hydra.data.encode import EncodedRow
 from trace_hydra.errors import ConfigError
-from trace_hydra.methods.gradients import draw, loss_gradient, products, read_gradients, write_gradients
-from trace_hydra.methods.memory import RowKeeper
+from trace_hydra.methods.gradients import Parameters, add_references, draw, loss_gradient, reference_products
+from trace_hydra.methods.memory import RowKeeper, kept_rows, rows_size
+from trace_hydra.methods.resident import held
+from trace_hydra.sizes import RunSize, StateSize
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +62,15 @@ class AGEM(RowKeeper):
         if not self.encoded:
             return
         parameters = ctx.trainable()
-        gradient = read_gradients(parameters)
         rows = draw(self.encoded, self.reference_batch, ctx.rng)
-        projected = project(gradient, loss_gradient(ctx, rows, self.reference_micro_batch))
         self.steps += 1
-        if projected is not None:
-            self.projected += 1
-            write_gradients(parameters, projected)
+        self.projected += project(parameters, loss_gradient(ctx, rows, self.reference_micro_batch))
+
+    def state_size(self, size: RunSize) -> StateSize:
+        """Rows; on the device the reference as it is taken, and kept there or on the CPU."""
+        rows = [kept_rows(count, self.memory_rows / count) for count in size.rows]
+        vector = 4 * size.num_trainable
+        return StateSize(stored=rows_size(size, rows), device=vector + held(vector, 0), host=vector - held(vector, 0))
 
     def end_stage(self, ctx: StageContext) -> None:
         """Keep rows of this task."""
@@ -74,14 +79,15 @@ class AGEM(RowKeeper):
         self.memory.keep(ctx.task.name, ctx.task.train, self.memory_rows / len(ctx.task.train), ctx.rng)
 
 
-def project(gradient: Tensor, reference: Tensor) -> Tensor | None:
-    """Remove the part of a gradient that opposes a reference (eq. 11); None if there is none.
+def project(parameters: Parameters, reference: Tensor) -> bool:
+    """Remove the part of the gradients that opposes a reference (eq. 11), in place; say whether there is any.
 
     Args:
-        gradient: g, (weights,), fp32.
+        parameters: Their `.grad` together is g.
         reference: g_ref, (weights,), fp32.
     """
-    conflict = float(products(gradient[None], reference[None]))
-    if conflict >= 0:
-        return None
-    return gradient - conflict / float(products(reference[None], reference[None])) * reference
+    square, conflict = reference_products(parameters, reference[None])
+    if conflict[0] >= 0:
+        return False
+    add_references(parameters, -conflict / square[0], reference[None])
+    return True

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from trace_hydra.context import StageContext, TrainTask
 from trace_hydra.plan import Phase
+from trace_hydra.sizes import RunSize, StateSize
 
 
 class Method:
@@ -32,6 +33,18 @@ class Method:
     """Whether answers use which task a prompt belongs to."""
     grad_at_test = False
     """Whether `answer` trains."""
+    merges = False
+    """Whether weights change that do not train themselves, because trained ones are merged into them."""
+    makes_rows = False
+    """Whether it trains on rows it makes itself (ids begin with 'pseudo-')."""
+
+    def prefix_length(self, tuning: int, stages: int) -> int:
+        """Most virtual tokens before a row, from those of the tuning; they count towards the model's positions."""
+        return tuning
+
+    def row_problems(self, task: TrainTask) -> list[str]:
+        """Say what the method lacks in a task's train rows; asked for each task before the model is loaded."""
+        return []
 
     def setup(self, ctx: StageContext) -> None:
         """Prepare once, before row 0 is scored; may replace `ctx.model`."""
@@ -73,6 +86,10 @@ class Method:
     def num_stored_examples(self) -> int:
         """Count the rows kept from the stages so far, for the report."""
         return 0
+
+    def state_size(self, size: RunSize) -> StateSize:
+        """Estimate what the method will hold; for `debug=cost`, before anything is loaded."""
+        return StateSize()
 
     def state_dict(self) -> dict[str, Any]:
         """Give what `end_stage` kept, as tensors and JSON values."""

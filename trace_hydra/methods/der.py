@@ -28,6 +28,7 @@ from trace_hydra.data.task import Example
 from trace_hydra.errors import ConfigError, MethodError
 from trace_hydra.methods.base import Method
 from trace_hydra.methods.distill import answer_loss, record_rows
+from trace_hydra.sizes import RunSize, StateSize
 
 
 class DER(Method):
@@ -98,6 +99,16 @@ class DER(Method):
     def num_stored_examples(self) -> int:
         """The rows in the reservoir."""
         return len(self.rows)
+
+    def state_size(self, size: RunSize) -> StateSize:
+        """Rows and fp16 logits of the reservoir; on the device the graph of a second micro-batch."""
+        kept = min(self.buffer_size, sum(size.rows))
+        logits = 2 * size.mean_answer_tokens * size.vocabulary
+        rows = min(kept, self.replay_batch_size or size.micro_batch)
+        return StateSize(
+            stored=kept * (size.mean_row_bytes + logits),
+            device=size.activation_bytes * rows / size.micro_batch + 2 * rows * logits,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The kept rows, their logits by slot, and how many rows went by."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from trace_hydra.context import StageContext
 from trace_hydra.errors import ConfigError
 from trace_hydra.methods.base import Method
+from trace_hydra.sizes import RunSize, StateSize
 
 
 class WeightAverage(Method):
@@ -75,6 +76,11 @@ class WeightAverage(Method):
             for name, weight in weights.items():
                 weight.copy_(self.shadow[name])
         self.shadow = {name: one.cpu() for name, one in self.shadow.items()} if self.fast else {}
+
+    def state_size(self, size: RunSize) -> StateSize:
+        """The average in fp32 on the device; with continue_from="fast" it and the fast weights are kept."""
+        kept = (4 + size.weight_bytes) * size.num_trainable if self.continue_from == "fast" else 0
+        return StateSize(stored=kept, device=4 * size.num_trainable)
 
     def state_dict(self) -> dict[str, Any]:
         """Steps, and with continue_from="fast" the average and the fast weights."""

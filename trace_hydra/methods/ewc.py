@@ -11,9 +11,11 @@ Scale: log p sums over the answer's tokens while "lm" is their mean, and F is no
     same strength pulls harder. The term is logged apart from "lm", mean and largest F in trace_hydra.log.
 Differs from official TRACE: Fisher at the end of the stage, a row at a time, of the task loss alone (there the squared
     gradient of every training batch along the path, penalty included, model/Regular/EWC.py:36-40, 123).
-Memory: 8 bytes per trainable parameter (F and anchor, fp32) on the CPU, from the second stage on the same again on the
-    device while it trains, and 4 more there from a forward pass to its backward pass.
-Compute: one forward and backward pass per `fisher_examples` row and stage; a sum over the weights per micro-batch.
+Memory: 8 bytes per trainable parameter (F and anchor, fp32) on the CPU. From the second stage on, on the device while
+    it trains: the same again up to 8 GB (`resident.home`), else one weight's at a time; and 4 per trainable parameter
+    for the penalty's gradient during a backward pass.
+Compute: one forward and backward pass per `fisher_examples` row and stage; a sum over the weights per micro-batch,
+    for which F and anchor cross the bus twice where they are not kept on the device.
 """
 
 import logging
@@ -28,6 +30,8 @@ from trace_hydra.context import StageContext
 from trace_hydra.errors import ConfigError, MethodError
 from trace_hydra.methods.base import Method
 from trace_hydra.methods.fisher import diagonal_fisher
+from trace_hydra.methods.resident import held, home
+from trace_hydra.sizes import RunSize, StateSize
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +62,12 @@ class EWC(Method):
         self.strength, self.gamma, self.fisher_examples = strength, gamma, fisher_examples
         self.fisher: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
-        self._pull: dict[str, tuple[Tensor, Tensor]] = {}  # Fisher and anchor on the device while a stage trains
+        self._pull: dict[str, tuple[Tensor, Tensor]] = {}  # Fisher and anchor while a stage trains
 
     def begin_stage(self, ctx: StageContext) -> None:
-        """Copy Fisher and anchor to the device."""
-        self._pull = {
-            name: (fisher.to(ctx.device), self.anchor[name].to(ctx.device)) for name, fisher in self.fisher.items()
-        }
+        """Copy Fisher and anchor to the device if they are small."""
+        place = home(8 * sum(fisher.numel() for fisher in self.fisher.values()), ctx.device)
+        self._pull = {name: (fisher.to(place), self.anchor[name].to(place)) for name, fisher in self.fisher.items()}
 
     def losses(self, ctx: StageContext, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The task's loss, and the penalty; the penalty is 0 in the first stage and at the first step of any."""
@@ -74,9 +77,7 @@ class EWC(Method):
     def penalty(self, ctx: StageContext) -> Tensor:
         """Compute strength/2 * gamma * sum F (theta - theta*)^2 over what trains: scalar fp32, with gradient."""
         weights = ctx.trainable()
-        parts = [
-            (fisher * (weights[name].float() - anchor).square()).sum() for name, (fisher, anchor) in self._pull.items()
-        ]
+        parts = [_Pull.apply(weights[name], fisher, anchor) for name, (fisher, anchor) in self._pull.items()]
         return 0.5 * self.strength * self.gamma * torch.stack(parts).sum()
 
     def end_stage(self, ctx: StageContext) -> None:
@@ -108,6 +109,11 @@ class EWC(Method):
             name: weight.detach().to("cpu", torch.float32, copy=True) for name, weight in ctx.trainable().items()
         }
 
+    def state_size(self, size: RunSize) -> StateSize:
+        """Fisher and anchor; on the device again or a weight's at a time, and the penalty's gradient."""
+        kept = 8 * size.num_trainable
+        return StateSize(stored=kept, device=4 * size.num_trainable + held(kept, 12 * size.largest_trainable))
+
     def state_dict(self) -> dict[str, Any]:
         """Fisher and anchor of each weight."""
         return {
@@ -120,3 +126,19 @@ class EWC(Method):
         for kind, kept in (("fisher", self.fisher), ("anchor", self.anchor)):
             kept.clear()
             kept.update({key.removeprefix(f"{kind}."): state[key] for key in state if key.startswith(f"{kind}.")})
+
+
+class _Pull(torch.autograd.Function):
+    """sum F (theta - theta*)^2 over a weight; F and theta* come to its device only while they are used."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, fisher: Tensor, anchor: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(weight)
+        ctx.kept = fisher, anchor
+        return (fisher.to(weight.device) * (weight.float() - anchor.to(weight.device)).square()).sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (weight,), (fisher, anchor) = ctx.saved_tensors, ctx.kept
+        difference = weight.float() - anchor.to(weight.device)
+        return (gradient * fisher.to(weight.device) * (2 * difference)).to(weight.dtype), None, None

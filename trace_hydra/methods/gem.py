@@ -14,8 +14,9 @@ Differs from the paper: a seeded batch of the memory, not all of it, gives g_k; 
 Differs from official TRACE: references are gradients of remembered rows at the present weights (there the gradient of a
     task's last mini-batch, once, model/Regular/GEM.py:160-163); one problem over all weights (there one per tensor);
     v >= margin (there, by the sign of the constraint, v <= margin: a single conflict doubles, GEM.py:93-101).
-Memory: text of `memory_rows` rows a task; during a step 4 bytes per trainable weight and past task, and twice that for
-    g and g~, on the device. So tuning=full needs (past tasks + 2) x 4 bytes a weight: 250 GB for 7B at task 8.
+Memory: text of `memory_rows` rows a task; during a step 4 bytes per trainable weight on the device for the gradient
+    being taken, and 4 per past task to keep them: there up to 8 GB (`resident.home`), else on the CPU, from where they
+    are read piece by piece. So 7B with tuning=full needs 27 GB more on the device and 189 GB on the CPU at task 8.
 Compute: per step one forward and backward on `reference_batch` rows for each past task, and at most 2^tasks solves.
 """
 
@@ -26,8 +27,10 @@ import torch
 from trace_hydra.context import StageContext
 from trace_hydra.data.encode import EncodedRow
 from trace_hydra.errors import ConfigError
-from trace_hydra.methods.gradients import draw, loss_gradient, products, read_gradients, solve_dual, write_gradients
-from trace_hydra.methods.memory import RowKeeper
+from trace_hydra.methods.gradients import add_references, draw, loss_gradient, reference_products, solve_dual
+from trace_hydra.methods.memory import RowKeeper, kept_rows, rows_size
+from trace_hydra.methods.resident import held, home
+from trace_hydra.sizes import RunSize, StateSize
 
 log = logging.getLogger(__name__)
 
@@ -72,20 +75,27 @@ class GEM(RowKeeper):
         if not self.encoded:
             return
         parameters = ctx.trainable()
-        gradient = read_gradients(parameters)
-        references = torch.stack(  # (past tasks, weights)
-            [
-                loss_gradient(ctx, draw(rows, self.reference_batch, ctx.rng), self.reference_micro_batch)
-                for rows in self.encoded.values()
-            ]
-        )
-        conflict = products(references, gradient[None])[:, 0]
+        shape = (len(self.encoded), sum(weight.numel() for weight in parameters.values()))
+        references = torch.zeros(shape, device=home(4 * shape[0] * shape[1], ctx.device))
+        for rows, reference in zip(self.encoded.values(), references, strict=True):
+            chosen = draw(rows, self.reference_batch, ctx.rng)
+            loss_gradient(ctx, chosen, self.reference_micro_batch, reference)
+        gram, conflict = reference_products(parameters, references)
         self.steps += 1
         if (conflict >= 0).all():
             return
         self.projected += 1
-        dual = solve_dual(products(references, references), conflict, self.margin)
-        write_gradients(parameters, gradient + dual.to(references) @ references)
+        add_references(parameters, solve_dual(gram, conflict, self.margin), references)
+
+    def state_size(self, size: RunSize) -> StateSize:
+        """Rows; on the device one gradient as it is taken, and those of all past tasks there or on the CPU."""
+        rows = [kept_rows(count, self.memory_rows / count) for count in size.rows]
+        vectors = 4 * size.num_trainable * (size.stages - 1)
+        return StateSize(
+            stored=rows_size(size, rows),
+            device=4 * size.num_trainable + held(vectors, 0),
+            host=vectors - held(vectors, 0),
+        )
 
     def end_stage(self, ctx: StageContext) -> None:
         """Keep rows of this task."""

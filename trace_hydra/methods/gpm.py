@@ -17,8 +17,9 @@ Differs from the paper: AdamW leaves the subspace its gradient was projected to,
     what it was when the stage began (`after_step`): exact up to the rounding of the weights' dtype, with weight decay
     too, and it needs no copy of W. The authors' code takes one direction fewer than eq. 5 asks for in the first task.
 Differs from official TRACE: no code there; its OGD keeps gradients of all weights (model/Regular/OGD.py:142).
-Memory: per linear layer 4 x rank x in_features bytes on the CPU, and while a stage trains 4 x rank x (in_features +
-    out_features) on the device; when a stage ends 4 x sample_tokens x in_features on the CPU for each layer at once.
+Memory: per linear layer 4 x rank x in_features bytes on the CPU; while a stage trains 4 x rank x (in_features +
+    out_features), together up to 8 GB on the device (`resident.home`), else on the CPU and a layer's at a time on the
+    device; when a stage ends 4 x sample_tokens x in_features on the CPU for each layer at once.
 Compute: per step 8 x rank x weight multiplications; per stage `sample_rows` forward passes and one SVD a layer.
 """
 
@@ -35,6 +36,8 @@ from trace_hydra.context import StageContext, batch_of
 from trace_hydra.errors import ConfigError, MethodError
 from trace_hydra.methods.base import Method
 from trace_hydra.methods.gradients import orthonormal_rows, project_off
+from trace_hydra.methods.resident import held, home
+from trace_hydra.sizes import RunSize, StateSize
 
 log = logging.getLogger(__name__)
 _PREFIX = "basis."
@@ -52,6 +55,9 @@ class GPM(Method):
             the rank a task adds.
         unprotected: "freeze" or "train": weights that are not those of a linear layer, from the second stage on.
     """
+
+    tunings = ("full", "lora")
+    tuning_reason = "it protects the inputs of linear layers, and none of them trains"
 
     def __init__(
         self,
@@ -84,9 +90,9 @@ class GPM(Method):
         self.bases: dict[str, Tensor] = {}
         """Weight name -> (rank, in_features), CPU, fp32."""
         self.active: dict[str, Tensor] = {}
-        """The bases on the device, while a stage trains."""
+        """The bases while a stage trains, on the device if they are small."""
         self.held: dict[str, Tensor] = {}
-        """Weight name -> W M when the stage began, (out_features, rank), on the device."""
+        """Weight name -> W M when the stage began, (out_features, rank), where `active` is."""
 
     def begin_stage(self, ctx: StageContext) -> None:
         """Note what each layer does to the protected inputs.
@@ -100,8 +106,13 @@ class GPM(Method):
                 f"stage {ctx.stage.index} ({ctx.stage.task}) trains {len(layers)} linear layers, bases are stored for "
                 f"{len(self.bases)}. Use the tuning they were made with, one that trains linear layers."
             )
-        self.active = {name: basis.to(ctx.device) for name, basis in self.bases.items()}
-        self.held = {name: layers[name].weight.detach().float() @ basis.T for name, basis in self.active.items()}
+        size = sum(4 * len(basis) * sum(layers[name].weight.shape) for name, basis in self.bases.items())
+        place = home(size, ctx.device)
+        self.active = {name: basis.to(place) for name, basis in self.bases.items()}
+        self.held = {
+            name: (layers[name].weight.detach().float() @ basis.to(ctx.device).T).to(place)
+            for name, basis in self.active.items()
+        }
 
     def edit_gradients(self, ctx: StageContext) -> None:
         """Project each layer's gradient; drop that of frozen weights."""
@@ -109,7 +120,7 @@ class GPM(Method):
             return
         for name, weight in ctx.trainable().items():
             if name in self.active and weight.grad is not None:
-                weight.grad.copy_(project_off(weight.grad.float(), self.active[name]))
+                weight.grad.copy_(project_off(weight.grad.float(), self.active[name].to(weight.device)))
             elif name not in self.active and self.unprotected == "freeze":
                 weight.grad = None
 
@@ -120,8 +131,8 @@ class GPM(Method):
         weights = ctx.trainable()
         with torch.no_grad():
             for name, basis in self.active.items():
-                weight = weights[name].float()
-                weights[name].copy_(weight - (weight @ basis.T - self.held[name]) @ basis)
+                weight, basis = weights[name].float(), basis.to(ctx.device)
+                weights[name].copy_(weight - (weight @ basis.T - self.held[name].to(ctx.device)) @ basis)
 
     def end_stage(self, ctx: StageContext) -> None:
         """Add what this task's inputs span to the bases."""
@@ -133,6 +144,16 @@ class GPM(Method):
         ranks = sum(len(basis) for basis in self.bases.values())
         width = sum(basis.shape[1] for basis in self.bases.values())
         log.info("%s: %.1f %% of the layers' input directions are protected.", ctx.task.name, 100 * ranks / width)
+
+    def state_size(self, size: RunSize) -> StateSize:
+        """Bases with as many directions as inputs were looked at; a layer's at a time on the device if large."""
+        taken = [min(self.sample_tokens, self.sample_rows * tokens) for tokens in size.row_tokens]
+        shapes = [size.weights[name] for name in size.linear]
+        stored = sum(4 * inside * min(inside, sum(taken)) for _, inside in shapes)
+        stage = [4 * min(inside, sum(taken[:-1])) * (inside + out) for out, inside in shapes]
+        on_device = held(sum(stage), 2 * max(stage, default=0))
+        inputs = 4 * max(taken) * sum(inside for _, inside in shapes)
+        return StateSize(stored=stored, device=on_device, host=max(inputs, sum(stage) - on_device))
 
     def state_dict(self) -> dict[str, Any]:
         """The bases."""

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from trace_hydra.context import StageContext, batch_of
 from trace_hydra.data.encode import EncodedRow
+from trace_hydra.methods.resident import home
 
-_CHUNK = 1 << 22  # columns whose products are summed in fp64 at a time
+_CHUNK = 1 << 22  # columns of references that are on the device, or in fp64, at a time
 Parameters = Mapping[str, Tensor]
 
 
@@ -53,24 +54,68 @@ def gradient_of(scalar: Tensor, parameters: Parameters) -> Tensor:
     return torch.cat([part.reshape(-1).float() for part in flat])
 
 
-def loss_gradient(ctx: StageContext, rows: Sequence[EncodedRow], rows_per_pass: int) -> Tensor:
+def loss_gradient(
+    ctx: StageContext, rows: Sequence[EncodedRow], rows_per_pass: int, into: Tensor | None = None
+) -> Tensor:
     """Take the gradient of the lm loss on encoded rows, dropout off, as one fp32 vector; `.grad` stays as it is.
 
     Args:
         ctx: The stage.
         rows: At least one.
         rows_per_pass: Rows of a forward pass; passes are weighted by their rows, as in training.
+        into: Vector of zeros on any device that the gradient is added to; None: a new one, where `home` says.
     """
-    parameters = ctx.trainable()
+    weights = list(ctx.trainable().values())
+    if into is None:
+        number = sum(weight.numel() for weight in weights)
+        into = torch.zeros(number, device=home(4 * number, ctx.device))
     ordered = sorted(rows, key=lambda row: len(row.ids))
-    total = torch.zeros(sum(weight.numel() for weight in parameters.values()), device=ctx.device)
     with without_dropout(ctx.model), torch.enable_grad():
         for start in range(0, len(ordered), rows_per_pass):
             chosen = ordered[start : start + rows_per_pass]
             with ctx.autocast():
                 loss = ctx.lm_loss(batch_of(chosen, ctx.device))
-            total += gradient_of(loss, parameters) * (len(chosen) / len(ordered))
-    return total
+            parts = torch.autograd.grad(loss, weights, allow_unused=True)
+            for part, place in zip(parts, _places(weights), strict=True):
+                if part is not None:
+                    into[place] += (part.reshape(-1).float() * (len(chosen) / len(ordered))).to(into.device)
+    return into
+
+
+def reference_products(parameters: Parameters, references: Tensor) -> tuple[Tensor, Tensor]:
+    """Multiply reference gradients with each other and with `.grad`, summed in fp64, a piece of the weights at a time.
+
+    Args:
+        parameters: What trains.
+        references: (references, weights), fp32, on any device.
+
+    Returns:
+        G G', (references, references), and G g, (references,), both fp64 on the CPU.
+    """
+    number = len(references)
+    total = torch.zeros(number, number + 1, dtype=torch.float64)
+    for weight, place in zip(parameters.values(), _places(parameters.values()), strict=True):
+        gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        for start in range(0, weight.numel(), _CHUNK):
+            piece = gradient.reshape(-1)[start : start + _CHUNK].double()
+            rows = references[:, place][:, start : start + _CHUNK].to(weight.device).double()
+            total += (rows @ torch.cat([rows, piece[None]]).T).cpu()
+    return total[:, :number], total[:, number]
+
+
+def add_references(parameters: Parameters, factors: Tensor, references: Tensor) -> None:
+    """Add `factors` (references,) times `references` (references, weights) to `.grad`, a weight at a time.
+
+    A weight without a gradient gets one only where the sum is not zero.
+    """
+    for weight, place in zip(parameters.values(), _places(parameters.values()), strict=True):
+        starts = range(place.start, place.stop, _CHUNK)
+        pieces = [references[:, start : min(start + _CHUNK, place.stop)].to(weight.device) for start in starts]
+        change = torch.cat([factors.to(piece) @ piece for piece in pieces]).view_as(weight)
+        if weight.grad is not None:
+            weight.grad.copy_(weight.grad.float() + change)
+        elif change.any():
+            weight.grad = change.to(weight.dtype)
 
 
 def draw(rows: Sequence[EncodedRow], count: int, rng: Random) -> list[EncodedRow]:
@@ -105,7 +150,9 @@ def project_off(vectors: Tensor, basis: Tensor) -> Tensor:
     return vectors - (vectors @ basis.T) @ basis
 
 
-def extend_basis(basis: Tensor, candidates: Iterable[Tensor], tolerance: float) -> Tensor:
+def extend_basis(
+    basis: Tensor, candidates: Iterable[Tensor], tolerance: float, device: torch.device | None = None
+) -> Tensor:
     """Orthonormalise vectors against a basis and each other (Gram-Schmidt, each twice), one at a time.
 
     Args:
@@ -113,37 +160,30 @@ def extend_basis(basis: Tensor, candidates: Iterable[Tensor], tolerance: float) 
         candidates: Vectors of `width`, any length; one whose part outside the span is at most `tolerance` of its
             norm is left out.
         tolerance: In (0, 1).
+        device: Of the candidates, where the work is done; None: the basis' own.
 
     Returns:
-        (rank + new, width); the first `rank` rows are `basis`.
+        (rank + new, width) where `basis` is; the first `rank` rows are `basis`.
     """
     new: list[Tensor] = []
+    moved = basis.to(device or basis.device)
     for candidate in candidates:
         norm = candidate.norm()
         if norm == 0 or len(basis) + len(new) >= basis.shape[1]:
             continue
         rest = candidate / norm
         for _ in range(2):
-            rest = project_off(rest, basis)
+            rest = project_off(rest, moved)
             for row in new:
                 rest = rest - (row @ rest) * row
         if rest.norm() > tolerance:
             new.append(rest / rest.norm())
-    return torch.cat([basis, torch.stack(new)]) if new else basis
+    return torch.cat([basis, torch.stack(new).to(basis.device)]) if new else basis
 
 
 def orthonormal_rows(vectors: Tensor, basis: Tensor) -> Tensor:
     """Orthonormalise rows that are nearly so, among each other and against a basis: same shape as `vectors`."""
     return torch.linalg.qr(project_off(vectors, basis).T)[0].T
-
-
-def products(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply rows with rows: (a, width) and (b, width) to (a, b), summed in fp64 on the CPU."""
-    total = torch.zeros(len(left), len(right), dtype=torch.float64)
-    for start in range(0, left.shape[1], _CHUNK):
-        part = left[:, start : start + _CHUNK].double() @ right[:, start : start + _CHUNK].double().T
-        total += part.cpu()
-    return total
 
 
 def solve_dual(gram: Tensor, conflict: Tensor, margin: float) -> Tensor:
@@ -182,7 +222,13 @@ def solve_dual(gram: Tensor, conflict: Tensor, margin: float) -> Tensor:
 
 
 def _split(parameters: Parameters, flat: Tensor) -> Iterator[Tensor]:
+    for weight, place in zip(parameters.values(), _places(parameters.values()), strict=True):
+        yield flat[place].view_as(weight)
+
+
+def _places(weights: Iterable[Tensor]) -> Iterator[slice]:
+    """Where each weight stands in the flat order."""
     start = 0
-    for weight in parameters.values():
-        yield flat[start : start + weight.numel()].view_as(weight)
+    for weight in weights:
+        yield slice(start, start + weight.numel())
         start += weight.numel()

@@ -15,14 +15,14 @@ Compute: no extra work per step.
 import logging
 import re
 from collections.abc import Sequence
+from math import prod
 from random import Random
 from typing import Literal
-
-from torch import nn
 
 from trace_hydra.context import StageContext
 from trace_hydra.errors import ConfigError, MethodError
 from trace_hydra.methods.base import Method
+from trace_hydra.sizes import RunSize, StateSize
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +53,7 @@ class HalfFineTuning(Method):
 
     def begin_stage(self, ctx: StageContext) -> None:
         """Draw this stage's half and set `requires_grad` on all weights accordingly."""
-        inner, outer = _units(ctx.model)
-        trained = {unit for units in choose(inner, self.share, ctx.rng).values() for unit in units}
-        if self.outer == "train":
-            trained |= set(outer)
+        trained = self._draw([name for name, _ in ctx.model.named_parameters()], ctx.rng)
         counted, total = 0, 0
         for name, weight in ctx.model.named_parameters():
             weight.requires_grad_(name.rpartition(".")[0] in trained)
@@ -64,6 +61,19 @@ class HalfFineTuning(Method):
             counted += weight.numel() * weight.requires_grad
         self.fraction = counted / total
         log.info("stage %d (%s): %.1f %% of the weights train.", ctx.stage.index, ctx.task.name, 100 * self.fraction)
+
+    def state_size(self, size: RunSize) -> StateSize:
+        """Nothing is held; what trains is that of a draw, of which others differ little."""
+        trained = self._draw(list(size.weights), Random(0))
+        return StateSize(
+            trained=sum(prod(shape) for name, shape in size.weights.items() if name.rpartition(".")[0] in trained)
+        )
+
+    def _draw(self, names: Sequence[str], rng: Random) -> set[str]:
+        """Draw the modules whose weights train."""
+        inner, outer = _units(names)
+        trained = {unit for units in choose(inner, self.share, rng).values() for unit in units}
+        return trained | set(outer) if self.outer == "train" else trained
 
 
 def choose(inner: dict[tuple[str, str], list[str]], share: float, rng: Random) -> dict[tuple[str, str], list[str]]:
@@ -90,15 +100,15 @@ def choose(inner: dict[tuple[str, str], list[str]], share: float, rng: Random) -
     return chosen
 
 
-def _units(model: nn.Module) -> tuple[dict[tuple[str, str], list[str]], Sequence[str]]:
-    """Sort the modules that hold weights into (category, layer) and those outside the layers.
+def _units(names: Sequence[str]) -> tuple[dict[tuple[str, str], list[str]], Sequence[str]]:
+    """Sort the modules that hold weights, by the weights' names, into (category, layer) and those outside the layers.
 
     Raises:
         MethodError: If a module within a layer fits no category.
     """
     inner: dict[tuple[str, str], list[str]] = {}
     outer: list[str] = []
-    for name in dict.fromkeys(name.rpartition(".")[0] for name, _ in model.named_parameters()):
+    for name in dict.fromkeys(name.rpartition(".")[0] for name in names):
         match = _LAYER.match(name)
         if match is None:
             outer.append(name)

@@ -21,7 +21,9 @@ from trace_hydra.context import StageContext, TrainTask
 from trace_hydra.data.task import Example
 from trace_hydra.errors import ConfigError
 from trace_hydra.methods.base import Method
+from trace_hydra.methods.memory import rows_size
 from trace_hydra.plan import Phase
+from trace_hydra.sizes import RunSize, StateSize
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +47,9 @@ class InContext(Method):
     def __init__(self, *, demonstrations: int, max_prompt_tokens: int, max_per_label: int, announcement: str):
         if demonstrations < 0:
             raise ConfigError(f"method.demonstrations={demonstrations} must be at least 0.")
-        if max_prompt_tokens < 1 or max_per_label < 1:
-            raise ConfigError("method.max_prompt_tokens and method.max_per_label must be at least 1.")
+        for key, value in (("max_prompt_tokens", max_prompt_tokens), ("max_per_label", max_per_label)):
+            if value < 1:
+                raise ConfigError(f"method.{key}={value} must be at least 1.")
         self.demonstrations = demonstrations
         self.max_prompt_tokens = max_prompt_tokens
         self.max_per_label = max_per_label
@@ -82,6 +85,10 @@ class InContext(Method):
     def num_stored_examples(self) -> int:
         """The demonstrations."""
         return sum(map(len, self.chosen.values()))
+
+    def state_size(self, size: RunSize) -> StateSize:
+        """The demonstrations, if all of them fit the prompt."""
+        return StateSize(stored=rows_size(size, [min(self.demonstrations, rows) for rows in size.rows]))
 
     def state_dict(self) -> dict[str, Any]:
         """The demonstrations."""

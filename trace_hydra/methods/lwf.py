@@ -24,6 +24,7 @@ from trace_hydra.context import StageContext
 from trace_hydra.errors import ConfigError, MethodError
 from trace_hydra.methods.base import Method
 from trace_hydra.methods.distill import SoftTargets, answer_loss, kd_from_topk, labels_per_row, record_rows, soften
+from trace_hydra.sizes import RunSize, StateSize
 
 
 class LwF(Method):
@@ -80,6 +81,14 @@ class LwF(Method):
     def end_stage(self, ctx: StageContext) -> None:
         """Drop the record; the next stage makes its own."""
         self.targets = {}
+
+    def state_size(self, size: RunSize) -> StateSize:
+        """The largest record of a stage after the first, on the CPU; on the device a batch's softmaxes, fp32."""
+        whole = self.top_k is None or self.top_k >= size.vocabulary
+        each = 2 * size.vocabulary if whole else 6 * (self.top_k or 0) + 4
+        answers = [rows * tokens for rows, tokens in zip(size.rows, size.answer_tokens, strict=True)]
+        labels = size.micro_batch * max(size.answer_tokens)
+        return StateSize(host=each * max(answers[1:], default=0), device=12 * labels * size.vocabulary)
 
     def _teacher(self, ctx: StageContext, batch: Mapping[str, Any]) -> SoftTargets:
         """What was recorded for the rows of a batch, row after row as `label_logits` gives them."""

@@ -31,8 +31,9 @@ from trace_hydra.data.encode import IGNORED, EncodedRow, collate
 from trace_hydra.data.task import Example
 from trace_hydra.errors import ConfigError
 from trace_hydra.methods.base import Method
-from trace_hydra.methods.memory import ExampleMemory, kept_rows
+from trace_hydra.methods.memory import ExampleMemory, kept_rows, rows_size
 from trace_hydra.plan import Phase
+from trace_hydra.sizes import RunSize, StateSize
 
 
 class LocalAdaptation(Method):
@@ -136,6 +137,15 @@ class LocalAdaptation(Method):
     def num_stored_examples(self) -> int:
         """The rows written to the memory."""
         return len(self.memory)
+
+    def state_size(self, size: RunSize) -> StateSize:
+        """Written rows, their keys, the key network; while answering, one copy of what trains on the device."""
+        written = [kept_rows(rows, self.write) for rows in size.rows]
+        vectors = 4 * size.width * (sum(written) + size.vocabulary)
+        return StateSize(
+            stored=rows_size(size, written) + vectors,
+            device=size.weight_bytes * size.num_trainable if self.steps else 0,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Rows, keys and the key network."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from trace_hydra.data.task import Example
 from trace_hydra.methods.base import Method
+from trace_hydra.sizes import RunSize
 
 
 class ExampleMemory:
@@ -53,6 +54,12 @@ class RowKeeper(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the kept rows back."""
         self.memory.load_state_dict(state["memory"])
+
+
+def rows_size(size: RunSize, kept: Sequence[float]) -> float:
+    """Bytes of kept rows in a method's state, from how many rows of each task are kept."""
+    names = 24 * sum(count > 0 for count in kept)  # a task's name, its brackets
+    return names + sum(count * each for count, each in zip(kept, size.row_bytes, strict=True))
 
 
 def kept_rows(num_rows: int, fraction: float) -> int:

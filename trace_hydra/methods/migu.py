@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from trace_hydra.context import StageContext
 from trace_hydra.errors import ConfigError
 from trace_hydra.methods.base import Method
+from trace_hydra.sizes import RunSize, StateSize
 
 
 class Migu(Method):
@@ -32,6 +33,9 @@ class Migu(Method):
         masked: Share of each linear layer's output neurons whose gradient is dropped, in [0, 1).
         first_stage: Whether the first task is trained with masks.
     """
+
+    tunings = ("full", "lora")
+    tuning_reason = "it selects output neurons of linear layers, and none of them trains"
 
     def __init__(self, *, masked: float, first_stage: bool):
         if not 0 <= masked < 1:
@@ -72,6 +76,14 @@ class Migu(Method):
         for hook in self._hooks:
             hook.remove()
         self._layers, self._hooks, self.magnitudes, self._tokens = {}, [], {}, None
+
+    def state_size(self, size: RunSize) -> StateSize:
+        """A number per output neuron, and the outputs of one layer in fp32, twice, while they are counted."""
+        outs = [size.weights[name][0] for name in size.linear]
+        tokens = size.micro_batch * size.longest_row
+        return StateSize(
+            device=4 * sum(outs) + 8 * tokens * max((out for out in outs if out != size.vocabulary), default=0)
+        )
 
     def _count(self, name: str, module: nn.Module, arguments: Any, output: Tensor) -> None:
         if not module.training:

@@ -36,6 +36,7 @@ from trace_hydra.methods.gradients import (
     write_gradients,
     write_weights,
 )
+from trace_hydra.sizes import RunSize, StateSize
 
 log = logging.getLogger(__name__)
 _TOLERANCE = 1e-3  # a direction with less of its norm outside the span is rounding noise in fp32
@@ -104,8 +105,14 @@ class OGD(Method):
         basis = self.basis if self.basis is not None else torch.zeros(0, num_weights)
         chosen = ctx.rng.sample(list(ctx.task.train), min(self.directions_per_task, len(ctx.task.train)))
         directions = logit_gradients(ctx, ctx.encode(chosen))
-        self.basis = extend_basis(basis.to(ctx.device), directions, _TOLERANCE).cpu()
+        self.basis = extend_basis(basis, directions, _TOLERANCE, ctx.device)
         log.info("%s: %d of %d directions are new.", ctx.task.name, len(self.basis) - len(basis), len(chosen))
+
+    def state_size(self, size: RunSize) -> StateSize:
+        """The basis if all directions are independent; it and three vectors on the device."""
+        rows = min(sum(min(self.directions_per_task, rows) for rows in size.rows), size.num_trainable)
+        basis = 4 * size.num_trainable * rows
+        return StateSize(stored=basis, device=basis + 12 * size.num_trainable)
 
     def state_dict(self) -> dict[str, Any]:
         """The basis."""

@@ -14,6 +14,7 @@ Memory: 4 bytes per adapter weight and task, on the device and once more on the 
 """
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from trace_hydra.context import StageContext, TrainTask
 from trace_hydra.errors import ConfigError, MethodError
 from trace_hydra.methods.base import Method
+from trace_hydra.sizes import RunSize, StateSize
 
 
 class OLoRA(Method):
@@ -84,6 +86,15 @@ class OLoRA(Method):
         """Answer with all adapters."""
         self._mount(ctx)
         return super().answer(ctx, prompts, task)
+
+    def state_size(self, size: RunSize) -> StateSize:
+        """All adapters on the CPU; on the device the earlier ones, and once more the factor that is compared."""
+        factor = sum(prod(size.weights[name]) for name in size.trainable if f".{self.factor}." in name)
+        earlier = size.stages - 1
+        return StateSize(
+            stored=4 * size.num_trainable * size.stages,
+            device=earlier * (size.weight_bytes * size.num_trainable + size.weight_bytes * factor),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The adapters' names and weights."""

@@ -2,11 +2,11 @@
 
 Paper -> code:  records with rationales -> rows that hold reasoning and answer are trained on as they are (the Reasoning
         variant of the data); rows with a `rationale` become rationale, answer_mark, answer; others stay plain
-    loss on rationale and answer -> `Method.losses`;  score of the final answer -> `answer`, methods/reasoning.py
+    loss on rationale and answer -> `Method.losses`;  score of the final answer -> `answer`, data/reasoning.py
     prompt that asks for reasoning (Table 33) -> as the Reasoning variant has it; cue for rows with a `rationale`
 Differs from the paper: all rows of the data, not 500 a task; rationales are the data's own, none is written by GPT-4.
     A task whose answers are a letter and a text (ScienceQA) is answered with the letter, as in the Reasoning variant.
-Differs from official TRACE: no code there, no splitter either. splitter=seekr is the one behind published numbers; it
+Differs from official TRACE: no code there, no splitter either. splitter=re_eval is the one behind published numbers; it
     leaves MeetingBank's reasoning in the summary.
 Memory: none. Compute: answers are as much longer, in training and generation, as their reasoning.
 """
@@ -16,16 +16,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from trace_hydra.context import StageContext, TrainTask
-from trace_hydra.data.task import Example
-from trace_hydra.errors import ConfigError, MethodError
-from trace_hydra.methods.base import Method
-from trace_hydra.methods.reasoning import (
+from trace_hydra.data.reasoning import (
     SPLITTERS,
     answer_comes_first,
     final_answer,
     holds_reasoning,
     option_letters,
 )
+from trace_hydra.data.task import Example
+from trace_hydra.errors import ConfigError
+from trace_hydra.methods.base import Method
 from trace_hydra.plan import Phase
 
 
@@ -54,7 +54,7 @@ class ReasoningAugmented(Method):
             that `final_answer` knows.
         cue: What takes the place of a prompt's last line where rows are put together from a rationale, by language;
             null leaves prompts as they are. The same in training and when answering.
-        splitter: "ours" or "seekr", see methods/reasoning.py.
+        splitter: "ours" or "re_eval", see data/reasoning.py.
         max_new_tokens: Most tokens of an answer with reasoning; a larger limit of the task counts instead.
     """
 
@@ -64,7 +64,7 @@ class ReasoningAugmented(Method):
         rationales: Literal["auto", "required"],
         answer_mark: Mapping[str, str],
         cue: Mapping[str, str] | None,
-        splitter: Literal["ours", "seekr"],
+        splitter: Literal["ours", "re_eval"],
         max_new_tokens: int,
     ):
         if rationales not in ("auto", "required"):
@@ -91,18 +91,15 @@ class ReasoningAugmented(Method):
         self.max_new_tokens = max_new_tokens
         self._layouts: dict[str, Layout] = {}
 
-    def begin_stage(self, ctx: StageContext) -> None:
-        """Check that there is something to reason about.
-
-        Raises:
-            MethodError: If rationales=required and a row has none.
-        """
-        bare = [row.id for row in ctx.task.train if not row.rationale and not holds_reasoning(row.answer)]
-        if bare and self.rationales == "required":
-            raise MethodError(
-                f"{ctx.task.name}: {len(bare)} of {len(ctx.task.train)} train rows hold no reasoning and no rationale "
-                f"(the first: {bare[0]}). Set method.rationales=auto to train them on their plain answer."
-            )
+    def row_problems(self, task: TrainTask) -> list[str]:
+        """Name rows without reasoning if rationales=required."""
+        bare = [row.id for row in task.train if not row.rationale and not holds_reasoning(row.answer)]
+        if not bare or self.rationales != "required":
+            return []
+        return [
+            f"{task.name}: {len(bare)} of {len(task.train)} train rows hold no reasoning and no rationale (the first: "
+            f"{bare[0]}). Set method.rationales=auto to train them on their plain answer."
+        ]
 
     def phases(self, ctx: StageContext) -> Sequence[Phase]:
         """The task's rows with their reasoning."""

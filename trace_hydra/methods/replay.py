@@ -13,8 +13,9 @@ from typing import Literal
 
 from trace_hydra.context import StageContext
 from trace_hydra.errors import ConfigError
-from trace_hydra.methods.memory import RowKeeper, kept_rows
+from trace_hydra.methods.memory import RowKeeper, kept_rows, rows_size
 from trace_hydra.plan import Phase
+from trace_hydra.sizes import RunSize, StateSize
 
 
 class Replay(RowKeeper):
@@ -51,6 +52,10 @@ class Replay(RowKeeper):
         """The task's rows, the kept share of earlier tasks, and the alignment rows."""
         replayed = sum(kept_rows(count, self.fraction) for count in rows[: stage - 1])
         return rows[stage - 1] + replayed + (alignment if self.alignment else 0)
+
+    def state_size(self, size: RunSize) -> StateSize:
+        """The kept rows."""
+        return StateSize(stored=rows_size(size, [kept_rows(rows, self.fraction) for rows in size.rows]))
 
     def end_stage(self, ctx: StageContext) -> None:
         """Keep a share of this task."""

@@ -37,8 +37,9 @@ from trace_hydra.data.task import Example
 from trace_hydra.errors import ConfigError, MethodError
 from trace_hydra.methods.attention import Head, attention_distance, choose_heads, forward, measure, seen_by
 from trace_hydra.methods.base import Method
-from trace_hydra.methods.memory import kept_rows
+from trace_hydra.methods.memory import kept_rows, rows_size
 from trace_hydra.plan import Phase
+from trace_hydra.sizes import RunSize, StateSize
 
 
 @dataclass
@@ -171,6 +172,22 @@ class SelectiveAttention(Method):
             logits = logits.half() if self.logits_weight else torch.zeros(0, dtype=torch.float16)
             self.memory[name] = Kept(replace(example, id=name), queries, heads, attention, logits)
         self._chosen = []
+
+    def state_size(self, size: RunSize) -> StateSize:
+        """Kept rows with attention and logits, fp16; on the device eager attention, fp32 and its 16 bit copy."""
+        heads = min(self.heads, min(self.layers, size.layers) * size.heads)
+        kept = [kept_rows(rows, self.fraction) for rows in size.rows]
+        stored, before = 4.0 * size.layers * size.heads, [0.0]
+        for rows, tokens, labels in zip(kept, size.row_tokens, size.answer_tokens, strict=True):
+            seen = min(self.queries or tokens, tokens) * tokens
+            stored += rows * (2 * heads * seen + 8 * heads + 2 * size.vocabulary * labels * (self.logits_weight > 0))
+            stored += rows * (5 * min(self.queries or tokens, tokens) + 60)
+            before.append(4 * rows * size.layers * size.heads * seen)
+        return StateSize(
+            stored=stored + rows_size(size, kept),
+            device=6 * size.layers * size.heads * size.micro_batch * size.longest_row**2,
+            host=max(before),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Importance, rows, their heads and positions, attention and logits."""

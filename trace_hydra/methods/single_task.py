@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trace_hydra.context import StageContext
 from trace_hydra.methods.base import Method
+from trace_hydra.sizes import RunSize, StateSize
 
 
 class SingleTask(Method):
@@ -34,6 +35,10 @@ class SingleTask(Method):
         with torch.no_grad():
             for name, weight in ctx.trainable().items():
                 weight.copy_(self.start[name])
+
+    def state_size(self, size: RunSize) -> StateSize:
+        """One copy of what trains."""
+        return StateSize(stored=size.weight_bytes * size.num_trainable)
 
     def state_dict(self) -> dict[str, Any]:
         """The start weights."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from trace_hydra.context import StageContext
 from trace_hydra.errors import ConfigError
 from trace_hydra.methods.base import Method
+from trace_hydra.sizes import RunSize, StateSize
 
 
 class WiseFT(Method):
@@ -62,6 +63,12 @@ class WiseFT(Method):
                     weight.copy_(interpolate(self.start[name].to(weight.device), weight, self.alpha))
                 elif ".lora_B." in name:
                     weight.mul_(self.alpha)
+
+    def state_size(self, size: RunSize) -> StateSize:
+        """One copy of what trains, none under tuning=lora; one more with when="answer"."""
+        adapters = any(".lora_" in name for name in size.trainable)
+        copies = (not adapters) + (self.when == "answer")
+        return StateSize(stored=copies * size.weight_bytes * size.num_trainable)
 
     def state_dict(self) -> dict[str, Any]:
         """The start weights, and the fine-tuned ones with when="answer"."""

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from trace_hydra.errors import ConfigError
 from trace_hydra.models import checkpoint
-from trace_hydra.models.load import Pretrained
+from trace_hydra.models.load import Pretrained, architecture_config
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,11 @@ class Baichuan(Pretrained):
             return config_problems(checkpoint.read_json(folder / "config.json"), folder)
         except ValueError as error:
             return [f"{folder / 'config.json'} is no JSON ({error})."]
+
+    def _skeleton_config(self) -> "PretrainedConfig":
+        if self.folder is not None and (self.folder / "config.json").is_file():
+            return llama_config(checkpoint.read_json(self.folder / "config.json"))
+        return architecture_config(self.name, self.architecture)
 
     def _read_tokenizer(self) -> "PreTrainedTokenizerBase":
         return spm_tokenizer(self._files(weights=False) / "tokenizer.model")

@@ -179,6 +179,17 @@ def fetch(path: str, revision: str | None, *, weights: bool, code: bool) -> Path
     return Path(folder)
 
 
+def cached_tokenizer(path: str, revision: str | None) -> Path | None:
+    """Find the folder of a Hub repository's tokenizer in the Hub client's cache, without asking the Hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in TOKENIZER_FILES:
+        found = try_to_load_from_cache(path, name, revision=revision or "main")
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
+
+
 def _hub_files(path: str, revision: str | None) -> tuple[str, ...]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError

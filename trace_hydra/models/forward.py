@@ -68,3 +68,19 @@ def prompt_log_likelihood(model: nn.Module, batch: dict[str, Any]) -> Tensor:
         mask = batch["labels"][:, 1:] != IGNORED
         rows = mask.nonzero()[:, 0]
         return torch.zeros(len(mask), device=token.device).index_add(0, rows, token)
+
+
+def last_hidden_states(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """Run the decoder without its output layer: (batch, seq) to (batch, seq, width), after the last norm."""
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(arguments[0])
+        return (arguments[0][:, :1], *arguments[1:])  # logits of one position, nobody reads them
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(keep)  # type: ignore[operator]
+    try:
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
+    finally:
+        handle.remove()
+    return seen[0]

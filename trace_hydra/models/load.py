@@ -1,7 +1,8 @@
 """Pretrained causal language models from a local folder or the Hugging Face Hub, and what all models have in common.
 
-A model of `conf/model` is an object with `name`, `problems()`, `load_tokenizer()`, `load()` and `identity()`; building
-it costs nothing. `Pretrained` covers every architecture that transformers knows.
+A model of `conf/model` is an object with `name`, `problems()`, `load_tokenizer()`, `load()`, `identity()`, and for
+estimates `skeleton()` and `local_tokenizer()`; building it costs nothing. `Pretrained` covers every architecture that
+transformers knows.
 
 What the rest of the package may rely on: the tokenizer has an end token and the declared pad token, decodes without
 "cleaning up" spaces, and was not extended; the model has its published vocabulary, is in eval mode on the CPU, and
@@ -9,7 +10,7 @@ carries no sampling settings of its own (decoding belongs to the protocol).
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from trace_hydra.errors import ConfigError, TraceHydraError, problem_list
 from trace_hydra.models import checkpoint
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Pretrained:
         context_length: int | None,
         parameters: int | None,
         published: str | None,
+        architecture: Mapping[str, Any] | None = None,
     ):
         """Keep the settings; reads and imports nothing.
 
@@ -62,6 +64,7 @@ class Pretrained:
             context_length: Positions the model was trained for.
             parameters: Weights in all, for the plan's estimates.
             published: The model's name in published tables, null if in none.
+            architecture: `model_type` and the sizes of its config.json, for `skeleton` of a Hub id.
         """
         self.name = name
         self.path = path
@@ -74,6 +77,7 @@ class Pretrained:
         self.context_length = context_length
         self.parameters = parameters
         self.published = published
+        self.architecture = dict(architecture or {})
         self._fetched: dict[bool, Path] = {}
 
     @property
@@ -118,6 +122,38 @@ class Pretrained:
         with loading(self.name, self.path):
             model = self._read_model()
         return finish_model(model, self.load_tokenizer(), self.gradient_checkpointing, self.name)
+
+    def skeleton(self) -> "PreTrainedModel":
+        """Build the model on torch's meta device: shapes and types without weights, files or network.
+
+        Raises:
+            ConfigError: If neither a local config.json nor model.architecture says what the model is.
+        """
+        if found := setting_problems(self.dtype, self.attn_implementation):
+            raise ConfigError(problem_list(found))
+        with loading(self.name, "model.architecture", "It needs the model_type and the sizes of config.json."):
+            return meta_model(self._skeleton_config(), self.dtype)
+
+    def local_tokenizer(self) -> "PreTrainedTokenizerBase | None":
+        """Load the tokenizer if it is on this machine, None if it would have to be fetched or cannot be read."""
+        if self.folder is None and not self._fetched.get(False):
+            cached = checkpoint.cached_tokenizer(self.path, self.revision) if self.path else None
+            if cached is None:
+                return None
+            self._fetched[False] = cached
+        try:
+            with loading(self.name, self.path):
+                return prepare_tokenizer(self._read_tokenizer(), self.pad_token, self.name)
+        except ConfigError as error:
+            log.info("%s", error)
+            return None
+
+    def _skeleton_config(self) -> "PretrainedConfig":
+        from transformers import AutoConfig
+
+        if self.folder is not None and (self.folder / "config.json").is_file():
+            return AutoConfig.from_pretrained(str(self.folder), trust_remote_code=self.trust_remote_code)
+        return architecture_config(self.name, self.architecture)
 
     def _check(self) -> None:
         if found := self.problems():
@@ -171,6 +207,32 @@ class Pretrained:
                 raise ConfigError(problem_list(found))
             self._fetched[weights] = folder
         return self._fetched[weights]
+
+
+def architecture_config(name: str, architecture: Mapping[str, Any]) -> "PretrainedConfig":
+    """Make a configuration of `model_type` and sizes.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    from transformers import AutoConfig
+
+    if not architecture.get("model_type"):
+        raise ConfigError(
+            f"model={name}: model.architecture is empty, so the model's size is unknown without its files. Set it as "
+            "in conf/model/llama2_7b_chat.yaml, or model.path to a local folder with config.json."
+        )
+    return AutoConfig.for_model(**architecture)
+
+
+def meta_model(config: "PretrainedConfig", dtype: str) -> "PreTrainedModel":
+    """Build a model on the meta device; eager attention, because other kernels are refused where they are absent."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=getattr(torch, dtype))
+    return model.eval()
 
 
 def setting_problems(dtype: str, attn_implementation: str) -> list[str]:

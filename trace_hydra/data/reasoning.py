@@ -13,13 +13,13 @@ MARKS = ("Answer", "回答", "答案")
 """Start a line, with a narrow or a wide colon behind them, before an answer that comes last."""
 SUMMARY_MARK = "Therefore, the summary of the meeting transcripts is:\n"
 """Stands before the answer in MeetingBank's train rows, which have no other mark."""
-SPLITTERS = ("ours", "seekr")
+SPLITTERS = ("ours", "re_eval")
 
 
 def final_answer(text: str, letters: str = "", splitter: str = "ours") -> str:
     r"""Take the final answer out of a generated or stored text.
 
-    "seekr" is what re_eval.py:21-39 of jinghan1he/SEEKR does: wide colons become narrow ones everywhere; what stands
+    "re_eval" is what re_eval.py:21-39 of jinghan1he/SEEKR does: wide colons become narrow ones everywhere; what stands
     before "\nReasoning:", else between the first and the second "\nAnswer:", else "\n回答:", else "\n答案:", else all;
     stripped; empty becomes one space; tasks with letters as answers keep one character.
 
@@ -33,7 +33,7 @@ def final_answer(text: str, letters: str = "", splitter: str = "ours") -> str:
         letters: The options of a task whose answers are single letters, such as "ABC"; empty for other tasks.
         splitter: One of `SPLITTERS`.
     """
-    return _as_seekr(text, letters) if splitter == "seekr" else _ours(text, letters)
+    return _as_re_eval(text, letters) if splitter == "re_eval" else _ours(text, letters)
 
 
 def holds_reasoning(text: str) -> bool:
@@ -78,7 +78,7 @@ def _behind_mark(text: str) -> str | None:
     return None
 
 
-def _as_seekr(text: str, letters: str) -> str:
+def _as_re_eval(text: str, letters: str) -> str:
     text = text.replace("：", ":")
     if ANSWER_FIRST in text:
         answer = text.split(ANSWER_FIRST)[0]
