@@ -1,4 +1,4 @@
-"""A run of two tasks, a logger that remembers and a clock to set by hand, for the tests of callbacks."""
+"""Stand-ins: a tokenizer of letters, a run of two tasks, a logger that remembers, a clock to set by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,18 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 
 from trace_hydra.plan import RunInfo, Stage
+
+
+class Letters:
+    """A tokenizer whose ids are code points; 2 ends."""
+
+    eos_token_id = 2
+
+    def decode(self, ids, **_):
+        return "".join(chr(96 + one) for one in ids if one > 2)
+
+    def batch_decode(self, rows, **_):
+        return [self.decode(row) for row in rows]
 
 
 class Recorder(Logger):

@@ -63,15 +63,7 @@ def rows_of(config: DictConfig, parts: Parts) -> RunRows:
     if tokenizer is None:
         note = f"rows: counted; no tokenizer at hand: {CHARACTERS_PER_TOKEN} characters a token"
         return RunRows(tuple(_by_characters(config, parts, data)), len(data.alignment), (note,))
-    protocol = config.protocol
-    encoder = Encoder(
-        tokenizer,
-        prompt=protocol.prompt,
-        truncation=protocol.truncation,
-        special_tokens=protocol.special_tokens,
-        max_prompt_tokens=protocol.max_prompt_tokens,
-        max_answer_tokens=protocol.max_answer_tokens,
-    )
+    encoder = Encoder.of(tokenizer, config.protocol)
     tasks = tuple(_counted(config, parts.specs[name], task, encoder) for name, task in data.tasks.items())
     return RunRows(tasks, len(data.alignment), ("rows and tokens: counted",))
 

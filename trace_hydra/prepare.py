@@ -49,14 +49,7 @@ def prepare(config: DictConfig, parts: Parts, directory: Path) -> Prepared:
     data = parts.data.load(list(parts.specs), seed=config.seed.data)
     tokenizer = parts.model.load_tokenizer()
     protocol = config.protocol
-    encoder = Encoder(
-        tokenizer,
-        prompt=protocol.prompt,
-        truncation=protocol.truncation,
-        special_tokens=protocol.special_tokens,
-        max_prompt_tokens=protocol.max_prompt_tokens,
-        max_answer_tokens=protocol.max_answer_tokens,
-    )
+    encoder = Encoder.of(tokenizer, protocol)
     views = {name: _view(task, protocol) for name, task in data.tasks.items()}
     if problems := [problem for view in views.values() for problem in parts.method.row_problems(view)]:
         raise DataError(f"method={keys.name_of(config, 'method')}: {problem_list(problems)}")

@@ -84,6 +84,10 @@ def test_no_test_row_and_no_undeclared_row_is_trained_on(name, runs):
         assert not prompts & test
         seen = TASKS if run.method.sees_all_tasks else TASKS[:stage]
         assert prompts <= set().union(*(train[task] for task in seen)) | alignment
+    # who trains on rows of earlier tasks has kept them, and says how many
+    earlier = [prompts & train[task] for stage, prompts in run.trained_prompts.items() for task in TASKS[: stage - 1]]
+    if not run.method.sees_all_tasks and any(earlier):
+        assert run.method.num_stored_examples() >= len(set().union(*earlier))
     for made in run.made_prompts.values():
         assert not made & test and (run.method.makes_rows or not made)
 
@@ -147,6 +151,14 @@ def test_one_string_a_prompt_and_nothing_moves(name, runs):
     if not run.method.grad_at_test:
         assert torch.equal(torch.get_rng_state(), before[1])
     assert all(torch.equal(weight, weights[one]) for one, weight in run.ctx.model.state_dict().items())
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", "float32"), ("bf16-true", "bfloat16")])
+@pytest.mark.parametrize("name", METHODS)
+def test_bfloat16_works(name, precision, dtype, tmp_path):
+    """bf16-mixed is the default on real weights; bf16 weights are what fits a 13B model."""
+    run = run_tiny(tmp_path, [*settings(name), f"trainer.precision={precision}", f"model.dtype={dtype}"])
+    assert run.results["complete"]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -2,23 +2,12 @@
 
 import pytest
 import torch
+from doubles import Letters
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from trace_hydra.models.generate import Decoding, generate, length_batches
 
 GREEDY = Decoding(False, 1.0, 1.0)
-
-
-class Letters:
-    """Ids are code points; 2 ends."""
-
-    eos_token_id = 2
-
-    def decode(self, ids, **_):
-        return "".join(chr(96 + one) for one in ids if one > 2)
-
-    def batch_decode(self, rows, **_):
-        return [self.decode(row) for row in rows]
 
 
 @pytest.fixture(scope="module")

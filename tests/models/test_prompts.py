@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from doubles import Letters
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trace_hydra.data.encode import IGNORED
@@ -12,18 +13,6 @@ from trace_hydra.models.prompts import all_ids, install, virtual_tokens, with_pr
 from trace_hydra.models.tuning import Prompt
 
 WIDTH, VOCABULARY = 32, 30
-
-
-class Letters:
-    """Ids are code points; 2 ends."""
-
-    eos_token_id = 2
-
-    def decode(self, ids, **_):
-        return "".join(chr(96 + one) for one in ids if one > 2)
-
-    def batch_decode(self, rows, **_):
-        return [self.decode(row) for row in rows]
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])

@@ -77,6 +77,12 @@ class Encoder:
                 f"take {len(self.prefix) + len(self.suffix)} tokens."
             )
 
+    @classmethod
+    def of(cls, tokenizer: Any, protocol: Any) -> "Encoder":
+        """Build the encoder that a protocol node describes."""
+        keys = ("prompt", "truncation", "special_tokens", "max_prompt_tokens", "max_answer_tokens")
+        return cls(tokenizer, **{key: protocol[key] for key in keys})
+
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise texts without adding anything."""
         if not texts:

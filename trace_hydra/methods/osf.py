@@ -17,6 +17,8 @@ Differs from the paper: its projection G - U_high U_high' G V_high V_high' leave
     Stage 1 has no previous task: rank=adaptive measures on its own rows, so pretrained weights are protected too;
         the authors' scripts tune the first task plainly, as rank=growing does.
     A layer of k = m stands still, one of k = 0 trains whole. Weight decay acts on the factors, on no kept direction.
+    At the same learning rate W moves further than in full fine-tuning, as U, S and V each take a whole AdamW step: 5
+        times as far on SmolLM2-135M (|dW| 18.1 against 3.6 after 9 steps of 1e-4). Take a fifth of it.
     Factors are fp32, whatever dtype the weights have: PEFT rounds them to it, and its cast back loses the hooks.
 Differs from official TRACE: no code there.
 Memory: on the device a layer, r = m - k, has beside W (without gradient and moments) r (out + in + 1) weights that
@@ -128,10 +130,7 @@ class OSF(Method):
             self.importance = self._importance(ctx)
 
     def state_size(self, size: RunSize) -> StateSize:
-        """One number a layer; on the device the factors and their copies, beside the weights that they stand for.
-
-        With rank=adaptive the most it can be: every layer keeps `min_retention`.
-        """
+        """One number a layer, on the device factors and copies; the most if adaptive: all keep `min_retention`."""
         names = [name for name in size.linear if size.weights[name][0] != size.vocabulary]
         share = self.min_retention if self.rank == "adaptive" else (size.stages > 1) / size.stages  # of stage 2
         whole = sum(prod(size.weights[name]) for name in names)

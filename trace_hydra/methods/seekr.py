@@ -189,6 +189,10 @@ class SelectiveAttention(Method):
             host=max(before),
         )
 
+    def num_stored_examples(self) -> int:
+        """The rows kept for replay."""
+        return len(self.memory)
+
     def state_dict(self) -> dict[str, Any]:
         """Importance, rows, their heads and positions, attention and logits."""
         rows = {
@@ -218,7 +222,8 @@ class SelectiveAttention(Method):
             logits, labels = ctx.label_logits(batch)
         terms = {"seekr_replay": (1 - self.logits_weight) * F.cross_entropy(logits.float(), labels)}
         if self.logits_weight:
-            old = torch.cat([one.logits for one in kept]).to(logits.device).float().softmax(-1)
+            # fp32 first: autocast on the CPU joins no fp16
+            old = torch.cat([one.logits.to(logits.device).float() for one in kept]).softmax(-1)
             distance = F.kl_div(logits.float().log_softmax(-1), old, reduction="batchmean")
             terms["seekr_logits"] = self.logits_weight * distance
         distances = []
