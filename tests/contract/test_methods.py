@@ -159,6 +159,7 @@ def test_bfloat16_works(name, precision, dtype, tmp_path):
     """bf16-mixed is the default on real weights; bf16 weights are what fits a 13B model."""
     run = run_tiny(tmp_path, [*settings(name), f"trainer.precision={precision}", f"model.dtype={dtype}"])
     assert run.results["complete"]
+    assert all(run.terms[stage][term] != 0 for stage in run.terms if stage > 1 for term in run.method.terms)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -214,14 +214,6 @@ def test_state_gives_rows_and_logits_back(tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(fresh.logits, run.method.logits, strict=True))
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_runs_in_bfloat16(tmp_path, precision):
-    """What is kept in other types than the model's meets it under autocast and without."""
-    dtype = "bfloat16" if precision == "bf16-true" else "float32"
-    run = run_tiny(tmp_path, ["method=der", THREE, f"trainer.precision={precision}", f"model.dtype={dtype}"])
-    assert run.results["complete"] and run.terms[2]["der_labels"] > 0
-
-
 @pytest.mark.parametrize(
     ("key", "value"), [("buffer_size", 0), ("alpha", 0.0), ("beta", -0.1), ("replay_batch_size", 0)]
 )

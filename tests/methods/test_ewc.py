@@ -242,14 +242,6 @@ def test_an_overflowing_gradient_is_an_error(tmp_path):
         run_tiny(tmp_path, ["method=ewc", ONE])
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_runs_in_bfloat16(tmp_path, precision):
-    """What is kept in other types than the model's meets it under autocast and without."""
-    dtype = "bfloat16" if precision == "bf16-true" else "float32"
-    run = run_tiny(tmp_path, ["method=ewc", TWO, f"trainer.precision={precision}", f"model.dtype={dtype}"])
-    assert run.results["complete"] and run.terms[2]["ewc"] > 0
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [("strength", 0.0), ("strength", float("nan")), ("gamma", 0.0), ("gamma", 1.1), ("fisher_examples", 0)],

@@ -1,10 +1,7 @@
 """LFPT5 by hand: whose words pseudo rows are, the three losses and their weights, what trains, what a cut run needs."""
 
 import copy
-import io
-import json
 import logging
-from dataclasses import asdict
 from math import log
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +19,6 @@ from trace_hydra.methods.lfpt5 import LFPT5
 from trace_hydra.models.generate import Generated
 from trace_hydra.models.prompts import virtual_tokens
 from trace_hydra.models.tiny import Tiny
-from trace_hydra.plan import Effort
 from trace_hydra.sizes import RunSize
 
 TASKS = ["FOMC", "NumGLUE-cm", "20Minuten"]
@@ -398,47 +394,6 @@ def test_no_row_is_kept_and_sizes_are_as_planned(run):
 def test_rows_per_pass_is_what_is_trained_on():
     """Half of 7 is 4 and of 10 is 5: 7, 10 + 4, 3 + 4 + 5."""
     assert [LFPT5(**GOOD).rows_per_pass([7, 10, 3], stage, 99) for stage in (1, 2, 3)] == [7, 14, 12]
-
-
-@pytest.mark.parametrize("cut", [1, 2])
-def test_a_cut_run_continues_to_the_same_weights(tmp_path, cut):
-    """After stage `cut` only the two state_dicts go on, through the disk's formats, into a new model and method."""
-    saved: dict[str, Any] = {}
-    train_stage = train.train_stage
-
-    def save(config, parts, ctx, carried):
-        effort = train_stage(config, parts, ctx, carried)
-        if ctx.stage.index == cut:
-            torch.save(ctx.model.state_dict(), buffer := io.BytesIO())
-            saved.update(model=buffer.getvalue(), method=json.dumps(parts.method.state_dict()), effort=asdict(effort))
-        return effort
-
-    def resume(config, parts, ctx, carried):
-        if ctx.stage.index > cut:
-            return train_stage(config, parts, ctx, carried)
-        if ctx.stage.index == cut:
-            own = ctx.model.state_dict()
-            stored = torch.load(io.BytesIO(saved["model"]))
-            ctx.model.load_state_dict({name: one for name, one in stored.items() if name in own}, strict=False)
-            parts.method.load_state_dict(json.loads(saved["method"]))
-        return Effort(**saved["effort"])
-
-    with patch.object(train, "train_stage", save):
-        whole = run_tiny(tmp_path / "whole", BASE)
-    with patch.object(train, "train_stage", resume):
-        continued = run_tiny(tmp_path / "continued", BASE)
-    assert set(continued.terms) == set(range(cut + 1, 4)) and set(whole.terms) == {1, 2, 3}
-    assert continued.made_prompts[3] == whole.made_prompts[3] and len(whole.made_prompts[3]) == 6
-    assert set(continued.weights_after) == set(whole.weights_after)
-    assert all(torch.equal(continued.weights_after[name], one) for name, one in whole.weights_after.items())
-    assert continued.results["matrix"][3] == whole.results["matrix"][3]
-
-
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_runs_in_bfloat16(tmp_path, precision):
-    dtype = "bfloat16" if precision == "bf16-true" else "float32"
-    run = run_tiny(tmp_path, [*BASE, f"trainer.precision={precision}", f"model.dtype={dtype}"])
-    assert run.results["complete"] and run.made_prompts[3] and run.terms[3]["kl"] > 0
 
 
 def test_a_draft_carries_its_prompt_and_end_alone(run):

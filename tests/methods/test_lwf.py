@@ -289,14 +289,6 @@ def test_ids_that_repeat_within_a_task_are_an_error(tmp_path):
         run.method.begin_stage(run.ctx)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_runs_in_bfloat16(tmp_path, precision):
-    """What is kept in other types than the model's meets it under autocast and without."""
-    dtype = "bfloat16" if precision == "bf16-true" else "float32"
-    run = run_tiny(tmp_path, ["method=lwf", TWO, f"trainer.precision={precision}", f"model.dtype={dtype}"])
-    assert run.results["complete"] and run.terms[2]["lwf"] > 0
-
-
 @pytest.mark.parametrize(("key", "value"), [("temperature", 0.0), ("weight", 0.0), ("weight", -1.0), ("top_k", 0)])
 def test_values_out_of_range_are_refused(key, value):
     with pytest.raises(ConfigError, match=rf"method\.{key}={value}"):

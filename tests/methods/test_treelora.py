@@ -179,30 +179,6 @@ def test_first_stage_equals_plain_lora(tmp_path):
     assert any("lora_" in name for name in ours.weights_after)
 
 
-def test_cut_before_the_last_stage_and_continued(tmp_path):
-    """A new method with the stored state alone, through the disk, trains the last stage to the same weights."""
-    whole = run_tiny(tmp_path / "a", ["method=treelora", ORDER])
-    begin, restored = TreeLoRA.begin_stage, []
-
-    def restart(method, ctx):
-        if ctx.stage.index == 3:
-            torch.save(method.state_dict(), tmp_path / "state.pt")
-            vars(method).clear()
-            fresh = TreeLoRA(**{**SETTINGS, "depth": 64})
-            fresh.load_state_dict(torch.load(tmp_path / "state.pt"))
-            vars(method).update(vars(fresh))
-            restored.append(len(method.gradients))
-        begin(method, ctx)
-
-    with patch.object(TreeLoRA, "begin_stage", restart):
-        cut = run_tiny(tmp_path / "b", ["method=treelora", ORDER])
-    assert restored == [4]
-    assert all(torch.equal(cut.weights_after[name], one) for name, one in whole.weights_after.items())
-    state, again = whole.method.state_dict(), cut.method.state_dict()
-    assert list(state) == list(again) and all(torch.equal(state[key], again[key]) for key in state)
-    assert whole.method.tree() == cut.method.tree()
-
-
 def test_gradients_of_other_levels_are_refused(tmp_path):
     run = run_tiny(tmp_path, ["method=treelora", "task_order=[FOMC]"])
     run.method.depth = 2
@@ -236,14 +212,6 @@ def test_state_size_is_what_is_stored(tmp_path, depth):
     assert found.device == 4 * level * (3 if depth == "3" else 4) * 4  # two earlier tasks, A_0 and the own gradient
     held = (run.method._stored, run.method._start, run.method._total, run.method._levels, run.method.searches)
     assert not any(held)
-
-
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_runs_in_bfloat16(tmp_path, precision):
-    dtype = "bfloat16" if precision == "bf16-true" else "float32"
-    run = run_tiny(tmp_path, ["method=treelora", ORDER, f"trainer.precision={precision}", f"model.dtype={dtype}"])
-    assert run.results["complete"] and run.terms[3]["treelora"] > 0
-    assert all(one.dtype == torch.float32 for one in run.method.gradients.values())
 
 
 @pytest.mark.parametrize(
