@@ -59,7 +59,7 @@ def run_tiny(directory: Path, overrides: list[str], cut=None):
         A namespace: results, run directory, config, parts, method, ctx, data, views, terms by stage (largest
         magnitude), trainable names by stage, prompts trained on by stage (those of rows with an id that begins with
         "pseudo-" apart, in made_prompts), weights before the first and after the last stage, and after each stage a
-        snapshot: weights, the method's tensors, its other state as JSON.
+        snapshot: weights, the method's tensors, its other state as JSON; and the learning rate at each stage's end.
     """
     import json
     from types import SimpleNamespace
@@ -79,6 +79,7 @@ def run_tiny(directory: Path, overrides: list[str], cut=None):
         made_prompts={},
         weights_before=None,
         snapshots={},
+        rates={},
         directory=directory / "run",
     )
     load, train_stage, begin = run._load, train.train_stage, StageModule.on_train_start
@@ -107,6 +108,7 @@ def run_tiny(directory: Path, overrides: list[str], cut=None):
         effort = train_stage(config, parts, ctx, carried)
         seen.snapshots[ctx.stage.index] = _snapshot(ctx.model, parts.method)
         for module in seen.modules:
+            seen.rates[ctx.stage.index] = module.optimizers().param_groups[0]["lr"]
             seen.terms.setdefault(ctx.stage.index, {}).update(module.seen_terms)
         if not seen.modules:
             seen.trainable.setdefault(ctx.stage.index, set()).update(ctx.trainable())

@@ -14,7 +14,8 @@ from torch import nn
 from trace_hydra import build
 from trace_hydra.context import batch_of
 from trace_hydra.errors import ConfigError, MethodError
-from trace_hydra.methods.osf import OSF, Factored, linear_layers, shares
+from trace_hydra.methods.factored import Factored
+from trace_hydra.methods.osf import OSF, linear_layers, shares
 from trace_hydra.sizes import RunSize
 from trace_hydra.train import state_mb
 
@@ -27,6 +28,7 @@ VALUES: dict[str, Any] = {
     "similarity": "absolute",
     "sample_rows": 4,
     "unprotected": "train",
+    "lr_scale": 0.2,
 }
 PROJECTION = "model.layers.0.self_attn.q_proj"
 
@@ -330,7 +332,13 @@ def test_another_model_than_the_measured_one_is_refused(tmp_path):
 
 
 BAD = [("rank", "falling"), ("min_retention", -0.1), ("min_retention", 1.0), ("target_retention", 0.05)]
-BAD += [("target_retention", 1.1), ("similarity", "cosine"), ("sample_rows", 0), ("unprotected", "keep")]
+BAD += [
+    ("target_retention", 1.1),
+    ("similarity", "cosine"),
+    ("sample_rows", 0),
+    ("unprotected", "keep"),
+    ("lr_scale", 0.0),
+]
 
 
 @pytest.mark.parametrize(("key", "value"), BAD)
@@ -342,3 +350,10 @@ def test_values_out_of_range_are_refused(key, value):
 def test_other_tunings_are_refused():
     problems = build.problems_of(compose_config(["method=osf", "model=tiny", "tuning=lora"]))
     assert any("Use tuning=full" in problem for problem in problems)
+
+
+def test_steps_are_scaled_where_factors_train(tmp_path):
+    """growing keeps 0 of 2 in stage 1, which trains plainly, and half in stage 2; the rates are the optimizer's own."""
+    run = run_tiny(tmp_path, ["method=osf", "method.rank=growing", "task_order=[FOMC,NumGLUE-cm]"])
+    whole = run.config.optim.optimizer.lr
+    assert run.rates == {1: whole, 2: pytest.approx(0.2 * whole)}

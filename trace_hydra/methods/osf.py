@@ -18,7 +18,7 @@ Differs from the paper: its projection G - U_high U_high' G V_high V_high' leave
         the authors' scripts tune the first task plainly, as rank=growing does.
     A layer of k = m stands still, one of k = 0 trains whole. Weight decay acts on the factors, on no kept direction.
     At the same learning rate W moves further than in full fine-tuning, as U, S and V each take a whole AdamW step: 5
-        times as far on SmolLM2-135M (|dW| 18.1 against 3.6 after 9 steps of 1e-4). Take a fifth of it.
+        times as far on SmolLM2-135M (|dW| 18.1 against 3.6 after 9 steps of 1e-4); lr_scale makes up for it.
     Factors are fp32, whatever dtype the weights have: PEFT rounds them to it, and its cast back loses the hooks.
 Differs from official TRACE: no code there.
 Memory: on the device a layer, r = m - k, has beside W (without gradient and moments) r (out + in + 1) weights that
@@ -28,7 +28,7 @@ Compute: a pass adds 2 r (out + in) multiplications a token to a layer's out in;
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any, Literal
@@ -40,6 +40,8 @@ from torch import Tensor, nn
 from trace_hydra.context import StageContext, batch_of
 from trace_hydra.errors import ConfigError, MethodError
 from trace_hydra.methods.base import Method
+from trace_hydra.methods.factored import Factored
+from trace_hydra.plan import Phase
 from trace_hydra.sizes import RunSize, StateSize
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ class OSF(Method):
         similarity: "absolute" or "signed" cosine of a layer's input and output; read by rank=adaptive.
         sample_rows: Train rows that importance is measured on, at least 1.
         unprotected: "train" or "freeze": weights that are not those of a wrapped layer, in stages that wrap any.
+        lr_scale: Factor of the learning rate in stages that wrap any layer, above 0.
     """
 
     tunings = ("full",)
@@ -72,6 +75,7 @@ class OSF(Method):
         similarity: Literal["absolute", "signed"],
         sample_rows: int,
         unprotected: Literal["train", "freeze"],
+        lr_scale: float,
     ):
         given = {"rank": rank, "similarity": similarity, "unprotected": unprotected}
         for (key, value), allowed in zip(given.items(), _CHOICES, strict=True):
@@ -84,7 +88,9 @@ class OSF(Method):
             raise ConfigError(f"method.target_retention={target_retention} must be in {allowed}")
         if sample_rows < 1:
             raise ConfigError(f"method.sample_rows={sample_rows} must be at least 1; it is the number of rows sampled.")
-        self.rank, self.similarity, self.unprotected = rank, similarity, unprotected
+        if not lr_scale > 0:
+            raise ConfigError(f"method.lr_scale={lr_scale} must be above 0; it multiplies the learning rate.")
+        self.rank, self.similarity, self.unprotected, self.lr_scale = rank, similarity, unprotected, lr_scale
         self.min_retention, self.target_retention, self.sample_rows = min_retention, target_retention, sample_rows
         self.importance: dict[str, float] = {}  # layer name -> mean cosine on the last task; none with rank=growing
         self.wrapped: dict[str, Factored] = {}  # by layer name, while a stage trains
@@ -114,6 +120,11 @@ class OSF(Method):
                 ctx.model.set_submodule(name, self.wrapped[name].module)
         kept = sum(ranks.values()) / sum(min(layer.weight.shape) for layer in layers.values())
         log.info("%s: %.1f %% of the layers' singular directions are kept.", ctx.task.name, 100 * kept)
+
+    def phases(self, ctx: StageContext) -> Sequence[Phase]:
+        """The task's rows, with smaller steps where factors train."""
+        scale = self.lr_scale if self.wrapped else 1.0
+        return [Phase("task", ctx.task.train, ctx.epochs_of(ctx.task.name), scale)]
 
     def after_step(self, ctx: StageContext) -> None:
         """Undo what the optimizer moved within the kept directions."""
@@ -185,51 +196,6 @@ class OSF(Method):
             for handle in handles:
                 handle.remove()
         return {name: round(float(total) / tokens, _DIGITS) for name, total in sums.items()}
-
-
-class Factored:
-    """A linear layer whose small singular directions train, W + (U S V - U0 S0 V0) with PEFT's `osf.Linear`.
-
-    `rank` directions are kept, at least 1 and fewer than the layer has; W stays as it is until `merge`.
-    """
-
-    def __init__(self, layer: nn.Linear, rank: int, adapter: str):
-        from peft.tuners.osf import Linear, OSFConfig
-
-        self.layer, self.adapter = layer, adapter
-        weight = layer.weight.data
-        layer.weight.data = weight.float()  # PEFT rounds the factors to the weight's dtype
-        self.module = held = Linear(layer, adapter, config=OSFConfig(), effective_rank=rank)
-        layer.weight.data = weight
-        # Directions as columns; PEFT stores kept ones only where a low factor does not span all that is left.
-        self.starts = {"U_low": held._osf_U_low_init[adapter], "V_low": held._osf_V_low_init.get_buffer(adapter).T}
-        self.kept: dict[str, Tensor] = {}
-        if adapter in held._osf_U_high:
-            self.kept["U_low"] = held._osf_U_high.get_buffer(adapter)
-        if adapter in held._osf_V_high:
-            self.kept["V_low"] = held._osf_V_high.get_buffer(adapter).T
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        """Project the changes of U_low and V_low off the kept directions."""
-        for name, start in self.starts.items():
-            factor = self.module.osf_svd_params[self.adapter][name]  # type: ignore[index]
-            columns = factor if name == "U_low" else factor.T
-            columns.copy_(start + self._outside(columns.float() - start, name))
-
-    @torch.no_grad()
-    def merge(self) -> nn.Linear:
-        """Add the change to the weight and return the plain layer; the wrapper must not be used afterwards."""
-        change = self.module.get_delta_weight(self.adapter).float()  # (out, in)
-        change = self._outside(self._outside(change, "U_low").T, "V_low").T
-        self.layer.weight.copy_(self.layer.weight.float() + change)
-        self.module._detach_hooks()  # each holds the wrapper; PEFT removes them only in __del__
-        return self.layer
-
-    def _outside(self, columns: Tensor, name: str) -> Tensor:
-        if name in self.kept:
-            return columns - self.kept[name] @ (self.kept[name].T @ columns)
-        return self.starts[name] @ (self.starts[name].T @ columns)
 
 
 def linear_layers(ctx: StageContext) -> dict[str, nn.Linear]:
