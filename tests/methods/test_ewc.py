@@ -19,8 +19,8 @@ ONE = "task_order=[FOMC]"
 TWO = "task_order=[FOMC,20Minuten]"
 
 
-def ewc(strength: float = 400.0, gamma: float = 1.0, fisher_examples: int = 500) -> EWC:
-    return EWC(strength=strength, gamma=gamma, fisher_examples=fisher_examples)
+def ewc(strength: float = 400.0, gamma: float = 1.0, fisher_examples: int = 500, fisher_reduction: str = "mean") -> EWC:
+    return EWC(strength=strength, gamma=gamma, fisher_examples=fisher_examples, fisher_reduction=fisher_reduction)
 
 
 class LinearSoftmax:
@@ -45,9 +45,9 @@ class LinearSoftmax:
     autocast = staticmethod(torch.enable_grad)  # any context manager that does nothing here
 
 
-def fisher_of(model: LinearSoftmax) -> dict[str, torch.Tensor]:
+def fisher_of(model: LinearSoftmax, reduction: str = "sum") -> dict[str, torch.Tensor]:
     ctx: Any = model
-    return diagonal_fisher(ctx, ctx.rows)
+    return diagonal_fisher(ctx, ctx.rows, reduction)
 
 
 def test_fisher_by_hand():
@@ -61,14 +61,15 @@ def test_fisher_by_hand():
     assert fisher["unused"].tolist() == [0.0, 0.0, 0.0]
 
 
-def test_fisher_is_of_the_whole_answers_log_likelihood():
-    """The same position twice doubles the gradient: 4 times the Fisher (a mean over tokens would leave it as it is).
+def test_fisher_is_of_the_whole_answer_or_of_the_mean_over_its_tokens():
+    """The same position twice doubles the gradient of the sum: 4 times the Fisher; the mean leaves it as it is.
 
     Two positions whose gradients cancel (y = 0 and y = 1 at p = 1/2) give 0: sum first, then square.
     """
     zero = [[0.0, 0.0], [0.0, 0.0]]
-    twice = fisher_of(LinearSoftmax(zero, [([[1.0, 2.0], [1.0, 2.0]], [0, 0])]))
-    assert twice["weight"].tolist() == [[1.0, 4.0], [1.0, 4.0]]
+    twice = LinearSoftmax(zero, [([[1.0, 2.0], [1.0, 2.0]], [0, 0])])
+    assert fisher_of(twice)["weight"].tolist() == [[1.0, 4.0], [1.0, 4.0]]
+    assert fisher_of(twice, "mean")["weight"].tolist() == [[0.25, 1.0], [0.25, 1.0]]
     assert fisher_of(LinearSoftmax(zero, [([[1.0, 2.0], [1.0, 2.0]], [0, 1])]))["weight"].abs().max() == 0.0
 
 
@@ -91,15 +92,15 @@ def test_fisher_equals_the_closed_form_of_a_linear_softmax():
     assert torch.allclose(fisher_of(LinearSoftmax(weight.tolist(), rows))["weight"].double(), expected, rtol=1e-5)
 
 
-def reference_fisher(ctx, examples) -> dict[str, torch.Tensor]:
-    """transformers' own mean loss times its number of labels, `backward` and `.grad`, a row at a time."""
+def reference_fisher(ctx, examples, reduction) -> dict[str, torch.Tensor]:
+    """transformers' own mean loss, for the sum times its number of labels, `backward` and `.grad`, a row at a time."""
     model = copy.deepcopy(ctx.model)
     total: dict[str, torch.Tensor] = {}
     for row in ctx.encode(examples):
         batch = collate([row])
         model.zero_grad()
-        loss = model(input_ids=batch["input_ids"], labels=batch["labels"]).loss * (len(row.ids) - row.num_prompt)
-        loss.backward()
+        loss = model(input_ids=batch["input_ids"], labels=batch["labels"]).loss
+        (loss * (len(row.ids) - row.num_prompt) if reduction == "sum" else loss).backward()
         for name, weight in model.named_parameters():
             if weight.requires_grad:
                 total[name] = total.get(name, 0.0) + weight.grad.double() ** 2
@@ -112,19 +113,20 @@ def assert_same(fisher, expected):
         assert float((fisher[name] - value).abs().max()) <= 1e-4 * float(value.abs().max()), name
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_fisher_of_a_run_equals_a_loop_and_sums_over_stages(tmp_path, tuning):
+@pytest.mark.parametrize(("tuning", "reduction"), [("full", "mean"), ("full", "sum"), ("lora", "mean")])
+def test_fisher_of_a_run_equals_a_loop_and_sums_over_stages(tmp_path, tuning, reduction):
     """gamma = 0.5: F* = 0.5 F_1 + F_2, each at the weights that its stage left; the anchor is the last weights."""
     seen = []
     end_stage = EWC.end_stage
 
     def watch(method, ctx):
-        seen.append(reference_fisher(ctx, ctx.task.train))
+        seen.append(reference_fisher(ctx, ctx.task.train, reduction))
         end_stage(method, ctx)
         seen.append({name: value.clone() for name, value in method.fisher.items()})
 
     with patch.object(EWC, "end_stage", watch):
-        run = run_tiny(tmp_path, ["method=ewc", TWO, f"tuning={tuning}", "method.gamma=0.5"])
+        changed = [f"tuning={tuning}", "method.gamma=0.5", f"method.fisher_reduction={reduction}"]
+        run = run_tiny(tmp_path, ["method=ewc", TWO, *changed])
     first, after_first, second, after_second = seen
     assert_same(after_first, first)
     assert_same(after_second, {name: 0.5 * first[name] + second[name] for name in first})
@@ -137,7 +139,7 @@ def test_fisher_leaves_gradients_weights_and_mode_alone(tmp_path):
     run = run_tiny(tmp_path, ["method=ewc", ONE])
     for weight in run.ctx.model.parameters():
         weight.grad = torch.full_like(weight, 7.0)
-    diagonal_fisher(run.ctx, run.data.tasks["FOMC"].train[:2])
+    diagonal_fisher(run.ctx, run.data.tasks["FOMC"].train[:2], "sum")
     assert all(bool((weight.grad == 7.0).all()) for weight in run.ctx.model.parameters())
     assert all(torch.equal(weight, run.weights_after[name]) for name, weight in run.ctx.model.state_dict().items())
 
@@ -146,9 +148,9 @@ def test_fisher_takes_a_seeded_sample(tmp_path):
     """2 of 6 rows, from `ctx.rng`: the same again, and not the first two of the file for every seed."""
     taken = []
 
-    def watch(ctx, examples):
+    def watch(ctx, examples, reduction):
         taken.append([example.id for example in examples])
-        return diagonal_fisher(ctx, examples)
+        return diagonal_fisher(ctx, examples, reduction)
 
     with patch("trace_hydra.methods.ewc.diagonal_fisher", watch):
         for number, seed in enumerate((0, 0, 1)):
@@ -232,7 +234,7 @@ def test_state_gives_the_same_penalty_back(tmp_path):
 
 
 def test_an_overflowing_gradient_is_an_error(tmp_path):
-    def overflowing(ctx, examples):
+    def overflowing(ctx, examples, reduction):
         return {name: torch.full_like(weight, float("inf")) for name, weight in ctx.trainable().items()}
 
     with (
@@ -244,7 +246,14 @@ def test_an_overflowing_gradient_is_an_error(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("strength", 0.0), ("strength", float("nan")), ("gamma", 0.0), ("gamma", 1.1), ("fisher_examples", 0)],
+    [
+        ("strength", 0.0),
+        ("strength", float("nan")),
+        ("gamma", 0.0),
+        ("gamma", 1.1),
+        ("fisher_examples", 0),
+        ("fisher_reduction", "max"),
+    ],
 )
 def test_values_out_of_range_are_refused(key, value):
     with pytest.raises(ConfigError, match=rf"method\.{key}={value}"):

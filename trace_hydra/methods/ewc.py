@@ -1,14 +1,16 @@
 """Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv:1612.00796, eq. 3), one quadratic penalty for all tasks.
 
 Paper -> code:  lambda -> strength;  F_i -> fisher[name], mean squared gradient of log p(answer | prompt), a row at a
-        time, at the end of the task's stage (`fisher.diagonal_fisher`);  theta*_A -> anchor[name]
+        time, at the end of the task's stage (`fisher.diagonal_fisher`, reduction "sum");  theta*_A -> anchor[name]
     lambda/2 * sum_i F_i (theta_i - theta*_A,i)^2 -> loss term "ewc", from the second stage on (0 in the first)
     later tasks: online EWC (Schwarz et al. 2018, arXiv:1805.06370, eq. 9): F* <- gamma F* + F behind each stage, the
         penalty takes gamma F* around the last weights. gamma=1: the sum of all tasks' F, with the latest anchor.
 Differs from the paper: one anchor for all tasks, not one a task (T times the memory); answers come from the data, not
     from the model (the empirical Fisher); F from a sample of the rows.
-Scale: log p sums over the answer's tokens while "lm" is their mean, and F is not normalised, so with long answers the
-    same strength pulls harder. The term is logged apart from "lm", mean and largest F in trace_hydra.log.
+Scale: F is not normalised. With "sum" a task of T-token answers has up to T^2 times the F of the same loss's mean over
+    tokens, so no strength fits short and long answers: on FOMC, ScienceQA, NumGLUE-cm 400 forgot more than no penalty.
+    The default is therefore "mean": F of what "lm" is, and of the loss that official TRACE's 400 goes with. The term
+    is logged apart from "lm", mean and largest F in trace_hydra.log.
 Differs from official TRACE: Fisher at the end of the stage, a row at a time, of the task loss alone (there the squared
     gradient of every training batch along the path, penalty included, model/Regular/EWC.py:36-40, 123).
 Memory: 8 bytes per trainable parameter (F and anchor, fp32) on the CPU. From the second stage on, on the device while
@@ -43,11 +45,12 @@ class EWC(Method):
         strength: lambda, above 0.
         gamma: Share of the earlier tasks' Fisher that is kept from stage to stage, in (0, 1].
         fisher_examples: Rows of each task that its Fisher is taken from, at least 1; all if there are fewer.
+        fisher_reduction: Over an answer's tokens: "mean", as in the loss; "sum", the answer's log-likelihood.
     """
 
     terms = ("lm", "ewc")
 
-    def __init__(self, *, strength: float, gamma: float, fisher_examples: int):
+    def __init__(self, *, strength: float, gamma: float, fisher_examples: int, fisher_reduction: str):
         if not strength > 0:
             raise ConfigError(f"method.strength={strength} must be above 0; it is the weight of the penalty.")
         if not 0 < gamma <= 1:
@@ -59,7 +62,13 @@ class EWC(Method):
                 f"method.fisher_examples={fisher_examples} must be at least 1; it is the number of rows behind the "
                 "Fisher of a task."
             )
-        self.strength, self.gamma, self.fisher_examples = strength, gamma, fisher_examples
+        if fisher_reduction not in ("mean", "sum"):
+            raise ConfigError(
+                f"method.fisher_reduction={fisher_reduction} must be mean (over an answer's tokens, as in the loss) or "
+                "sum (the log-likelihood of the whole answer)."
+            )
+        self.strength, self.gamma = strength, gamma
+        self.fisher_examples, self.fisher_reduction = fisher_examples, fisher_reduction
         self.fisher: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
         self._pull: dict[str, tuple[Tensor, Tensor]] = {}  # Fisher and anchor while a stage trains
@@ -89,7 +98,7 @@ class EWC(Method):
         self._pull = {}
         rows = ctx.task.train
         sample = ctx.rng.sample(list(rows), min(len(rows), self.fisher_examples))
-        new = diagonal_fisher(ctx, sample)
+        new = diagonal_fisher(ctx, sample, self.fisher_reduction)
         total = float(sum(fisher.sum(dtype=torch.float64) for fisher in new.values()))
         if not isfinite(total):
             raise MethodError(
