@@ -36,6 +36,7 @@ TINY = [
     "logger=none",
     "callbacks=none",
     "evaluation.bootstrap_samples=10",
+    "capability=none",
 ]
 
 
@@ -84,9 +85,9 @@ def run_tiny(directory: Path, overrides: list[str], cut=None):
     )
     load, train_stage, begin = run._load, train.train_stage, StageModule.on_train_start
 
-    def watch_load(config, parts, prepared):
+    def watch_load(config, parts, prepared, abilities):
         seen.parts, seen.method, seen.data, seen.views = parts, parts.method, prepared.data, prepared.views
-        seen.ctx = load(config, parts, prepared)
+        seen.ctx = load(config, parts, prepared, abilities)
         seen.weights_before = {name: weight.clone() for name, weight in seen.ctx.model.state_dict().items()}
         return seen.ctx
 

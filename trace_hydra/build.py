@@ -1,6 +1,6 @@
 """Configuration to objects. `validate` finds every problem it can before data, tokenizer or model is loaded."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from trace_hydra.capability.base import CapabilitySet
 from trace_hydra.data.reasoning import SPLITTERS
 from trace_hydra.data.task import TRACE_TASKS, TaskSpec, task_spec
 from trace_hydra.errors import ConfigError, TraceHydraError, problem_list
@@ -51,6 +52,8 @@ class Parts:
     loggers: list[Callable[..., Any]]
     specs: dict[str, TaskSpec]
     """Facts of the tasks, in training order."""
+    capability: dict[str, CapabilitySet]
+    """Sets that start model and trained model answer, by their key in `capability.sets`."""
 
 
 def validate(config: DictConfig, *, files: bool = True) -> Parts:
@@ -194,6 +197,7 @@ def _build(config: DictConfig, plain: Any, specs: dict[str, TaskSpec], problems:
                 built[group].append(instantiate(node))
             except TraceHydraError as error:
                 problems.append(f"{group}.{key}: {error}")
+    sets = capability_sets(plain["capability"].get("sets") or {}, problems)
     if any(key not in built for key in ("method", "tuning", "model", "data", "optimizer", "trainer")):
         return None
     return Parts(
@@ -206,6 +210,44 @@ def _build(config: DictConfig, plain: Any, specs: dict[str, TaskSpec], problems:
         built["callbacks"],
         built["logger"],
         specs,
+        sets,
+    )
+
+
+def capability_sets(nodes: Mapping[str, Any], problems: list[str]) -> dict[str, CapabilitySet]:
+    """Build the sets of `capability.sets`; a node without `_target_` that should be built (judge=none) is None."""
+    built = {}
+    for key, node in nodes.items():
+        if node is None:  # taken out: capability.sets.<key>=null
+            continue
+        if not isinstance(node, Mapping) or "_target_" not in node:
+            problems.append(f"capability.sets.{key} has no _target_; it names the class to build.")
+            continue
+        plain = {
+            name: None if name == "judge" and not (value or {}).get("_target_") else value
+            for name, value in node.items()
+        }
+        try:
+            built[key] = instantiate(plain)
+        except TraceHydraError as error:
+            problems.append(f"capability.sets.{key}: {error}")
+    return built
+
+
+def measured_rows(config: DictConfig) -> list[int]:
+    """List the rows behind which the capability sets are answered.
+
+    Raises:
+        ConfigError: If `capability.when` is neither a word that is known nor a list of stages.
+    """
+    when, last = config.capability.get("when", "end"), len(config.task_order.tasks)
+    if when in ("end", "every_stage"):
+        return [last] if when == "end" else list(range(1, last + 1))
+    listed = list(when) if isinstance(when, Sequence) and not isinstance(when, str) else []
+    if listed and all(isinstance(row, int) and 1 <= row <= last for row in listed):
+        return sorted(set(listed))
+    raise ConfigError(
+        f"capability.when={when} must be end, every_stage, or a list of stages from 1 to {last}, such as [1,{last}]."
     )
 
 
@@ -231,7 +273,20 @@ def _fit_problems(config: DictConfig, parts: Parts, files: bool) -> Iterator[str
     yield from _length_problems(config, parts)
     if files and parts.specs:
         yield from parts.data.problems(list(parts.specs))
+    yield from _capability_problems(config, parts, files)
     yield from _writable(Path(config.paths.runs))
+
+
+def _capability_problems(config: DictConfig, parts: Parts, files: bool) -> Iterator[str]:
+    try:
+        measured_rows(config)
+    except ConfigError as error:
+        yield str(error)
+    for key, one in parts.capability.items():
+        if not isinstance(one, CapabilitySet):
+            yield f"capability.sets.{key}: {type(one).__name__} is no trace_hydra.capability.base.CapabilitySet."
+        elif files:
+            yield from (f"capability.sets.{key}: {problem}" for problem in one.problems())
 
 
 def _length_problems(config: DictConfig, parts: Parts) -> Iterator[str]:

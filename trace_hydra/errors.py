@@ -23,6 +23,10 @@ class MethodError(TraceHydraError):
     """A method that was asked for what it cannot do, or that failed while training (a non-finite loss, say)."""
 
 
+class CapabilityError(TraceHydraError):
+    """A capability set, a judge or a teacher that cannot do its part; what was trained and scored stays."""
+
+
 class StoreError(TraceHydraError):
     """A file or folder of a run that cannot be written, read or trusted."""
 

@@ -200,7 +200,7 @@ def _init(arguments: dict[str, Any], settings: dict[str, Any]) -> Any:
     experiment.define_metric("progress/step", hidden=True)
     experiment.define_metric("progress/stage", hidden=True)
     experiment.define_metric("train/*", step_metric="progress/step")
-    for name in ("score/*", "matrix/*", "method/*", "progress/op", "progress/bwt"):
+    for name in ("score/*", "matrix/*", "method/*", "capability/*", "progress/op", "progress/bwt"):
         experiment.define_metric(name, step_metric="progress/stage")
     return experiment
 

@@ -19,7 +19,7 @@ SCHEMA = 1
 """Raised when a key of results.json changes its meaning or goes."""
 
 WRITTEN = ("results.json", "report.md", "matrix.png", "audit.json")
-WRITTEN_FOLDERS = ("predictions", "test_rows", "rescored", "csv", "tensorboard")
+WRITTEN_FOLDERS = ("predictions", "capability", "test_rows", "rescored", "csv", "tensorboard")
 """What `clear` takes away; W&B's folder stays, it may hold runs that were not uploaded yet."""
 
 
@@ -38,6 +38,8 @@ def build_results(
     scoring: str,
     versions: Mapping[str, str],
     efforts: Sequence[Effort] = (),
+    capability: Mapping[str, Any] | None = None,
+    published: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Put results.json together; scores 0-100, full precision.
 
@@ -55,6 +57,8 @@ def build_results(
         scoring: "official" or "corrected".
         versions: Package -> version.
         efforts: What each stage cost, in order.
+        capability: `CapabilityBoard.results`.
+        published: What `model` and `method` are called in the tables of the TRACE paper, None for not there.
 
     Returns:
         JSON values without NaN or infinity: such a value becomes None and its key path stands under `non_finite`.
@@ -72,7 +76,8 @@ def build_results(
         **matrix.to_json(),
         **summary(matrix),
         "confidence": intervals,
-        "capability": {},
+        "capability": capability or {},
+        "published": published or {},
         "cells": [_cell(row, score) for (row, _), score in sorted(scores.items(), key=lambda item: item[0][0])],
         "carried": carried,
         "wall_clock_s": wall_clock_s,

@@ -1,11 +1,13 @@
 """report.md: a run on one page, every table headed by the protocol its numbers were made under."""
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trace_hydra.callbacks.table import row_label
+from trace_hydra.report_capability import capability
+from trace_hydra.report_parts import interval, number, table, tag
 
 FORMULAS = {
     "op": ("OP", "mean score after the last stage"),
@@ -24,6 +26,7 @@ def render(results: Mapping[str, Any], directory: Path) -> str:
         _summary(results),
         _matrix(results),
         _last_row(results),
+        capability(results),
         _effort(results),
         _disclosures(results),
         _rescore(directory),
@@ -40,7 +43,7 @@ def _head(results: Mapping[str, Any]) -> str:
         f"- model {results['model']}, method {results['method']}, tuning {results['tuning']}",
         f"- data {results['data']}, task order {results['task_order']}: {' → '.join(results['tasks'])}",
         f"- seeds: {seeds}",
-        f"- protocol {_tag(results)}, scoring {results['protocol']['scoring']}",
+        f"- protocol {tag(results)}, scoring {results['protocol']['scoring']}",
     ]
     if not results["complete"]:
         lines.append("- **incomplete**: not every planned cell of the matrix was scored")
@@ -52,10 +55,10 @@ def _head(results: Mapping[str, Any]) -> str:
 def _summary(results: Mapping[str, Any]) -> str:
     rows = []
     for key, (name, meaning) in FORMULAS.items():
-        interval = _interval((results["confidence"] or {}).get(key))
-        rows.append([name, _number(results[key]), interval, _tag(results), _meaning(results, key, meaning)])
+        ends = interval((results["confidence"] or {}).get(key))
+        rows.append([name, number(results[key]), ends, tag(results), _meaning(results, key, meaning)])
     head = ["", "0-100", "95 % interval", "protocol", "meaning"]
-    return f"## Summary: {_tag(results)}\n\n" + _table(head, rows, texts=("protocol", "meaning"))
+    return f"## Summary: {tag(results)}\n\n" + table(head, rows, texts=("protocol", "meaning"))
 
 
 def _meaning(results: Mapping[str, Any], key: str, meaning: str) -> str:
@@ -68,15 +71,15 @@ def _matrix(results: Mapping[str, Any]) -> str:
     tasks = results["tasks"]
     rows = []
     for index, row in enumerate(results["matrix"]):
-        cells = [_number(cell) for cell in row]
+        cells = [number(cell) for cell in row]
         if index:
             cells[index - 1] = f"**{cells[index - 1]}**"
         rows.append([row_label(tasks, index), *cells])
-    table = _table(["after", *tasks], rows)
+    body = table(["after", *tasks], rows)
     note = "Bold: the task's own stage. –: not scored."
     if results["carried"]:
         note += f" {len(results['carried'])} cells repeat an earlier row's answers (`carried` in results.json)."
-    return f"## Scores: {_tag(results)}\n\n{table}\n\n{note}\n\n![heat map of the scores](matrix.png)"
+    return f"## Scores: {tag(results)}\n\n{body}\n\n{note}\n\n![heat map of the scores](matrix.png)"
 
 
 def _last_row(results: Mapping[str, Any]) -> str:
@@ -85,13 +88,13 @@ def _last_row(results: Mapping[str, Any]) -> str:
     rows = []
     for cell in results["cells"]:
         if cell["row"] == last:
-            others = ", ".join(f"{name} {_number(value)}" for name, value in cell["metrics"].items())
-            interval = _interval((by_task.get(cell["task"]) or {}).get("score"))
-            rows.append([cell["task"], _number(cell["score"]), interval, cell["metric"], str(cell["n"]), others])
+            others = ", ".join(f"{name} {number(value)}" for name, value in cell["metrics"].items())
+            ends = interval((by_task.get(cell["task"]) or {}).get("score"))
+            rows.append([cell["task"], number(cell["score"]), ends, cell["metric"], str(cell["n"]), others])
     if not rows:
         return ""
     head = ["task", "score", "95 % interval", "metric", "answers", "all metrics"]
-    return f"## After the last stage: {_tag(results)}\n\n{_table(head, rows, texts=('metric', 'all metrics'))}"
+    return f"## After the last stage: {tag(results)}\n\n{table(head, rows, texts=('metric', 'all metrics'))}"
 
 
 def _effort(results: Mapping[str, Any]) -> str:
@@ -113,7 +116,7 @@ def _effort(results: Mapping[str, Any]) -> str:
         )
     head = ["stage", "rows", "epochs", "trained tokens", "scoring tokens", "train rows cut", "test rows cut"]
     total = f"Wall clock: {results['wall_clock_s']:,.1f} s. Rows cut: longer than the protocol's limits (audit.json)."
-    return f"## Effort\n\n{_table(head, rows)}\n\n{total}"
+    return f"## Effort\n\n{table(head, rows)}\n\n{total}"
 
 
 def _disclosures(results: Mapping[str, Any]) -> str:
@@ -130,26 +133,6 @@ def _rescore(directory: Path) -> str:
 
 def _versions(results: Mapping[str, Any]) -> str:
     return "## Versions\n\n" + ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-
-
-def _tag(results: Mapping[str, Any]) -> str:
-    protocol = results["protocol"]
-    return f"{protocol['name']} [{protocol['fingerprint']}]"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, texts: Sequence[str] = ()) -> str:
-    """Write a table; columns of numbers are aligned right, the first and those named in `texts` left."""
-    rules = ["---" if name in texts or not index else "---:" for index, name in enumerate(head)]
-    lines = [head, rules, *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def _interval(ends: Sequence[float] | None) -> str:
-    return f"{ends[0]:.2f} to {ends[1]:.2f}" if ends and ends[0] is not None else "–"
 
 
 def _count(counts: Sequence[int], index: int) -> str:

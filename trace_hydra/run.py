@@ -4,7 +4,7 @@ import logging
 import random
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from trace_hydra import __version__, build, report, train
 from trace_hydra.build import Parts
 from trace_hydra.callbacks.base import RunCallback
+from trace_hydra.capability.board import CapabilityBoard
+from trace_hydra.capability.subject import StartModel, Subject
 from trace_hydra.context import StageContext
 from trace_hydra.data.audit import audit_tasks
 from trace_hydra.files import write_json, write_lines
@@ -54,10 +56,11 @@ def run(config: DictConfig, directory: Path) -> float | None:
         try:
             for callback in callbacks:
                 callback.on_run_start(prepared.run, loggers)
-            ctx = _load(config, parts, prepared)
             board = Scoreboard(prepared.run, prepared.tasks, prepared.views, config.protocol, callbacks)
-            efforts = _train_and_score(config, parts, prepared, ctx, board)
-            results = _results(config, prepared, board, efforts, time.monotonic() - started)
+            abilities = _abilities(config, parts, prepared, callbacks)
+            ctx = _load(config, parts, prepared, abilities)
+            efforts = _train_and_score(config, parts, prepared, ctx, board, abilities)
+            results = _results(config, parts, prepared, board, efforts, abilities, time.monotonic() - started)
             report.write_results(results, prepared.run.directory)
             for callback in callbacks:
                 callback.on_run_end(results)
@@ -72,7 +75,12 @@ def run(config: DictConfig, directory: Path) -> float | None:
 
 
 def _train_and_score(
-    config: DictConfig, parts: Parts, prepared: Prepared, ctx: StageContext, board: Scoreboard
+    config: DictConfig,
+    parts: Parts,
+    prepared: Prepared,
+    ctx: StageContext,
+    board: Scoreboard,
+    abilities: CapabilityBoard,
 ) -> list[Effort]:
     """Go through the stages; returns what each cost."""
     method, efforts = parts.method, []
@@ -91,20 +99,19 @@ def _train_and_score(
         for callback in parts.callbacks:
             callback.on_stage_end(stage, effort)
         board.score_row(stage.index, method, ctx)
+        with _undisturbed(ctx):
+            abilities.after(stage.index, Subject(ctx, method))
     return efforts
 
 
-def _load(config: DictConfig, parts: Parts, prepared: Prepared) -> StageContext:
-    """Load the model and hand it to a context."""
-    model = parts.model.load()
-    _reseed(config.seed.train, 0)  # an adapter's first weights are drawn
-    model = parts.tuning.apply(model)
+def _load(config: DictConfig, parts: Parts, prepared: Prepared, abilities: CapabilityBoard) -> StageContext:
+    """Load the model and hand it to a context; the capability sets see it before anything is added to it."""
     trainer = parts.trainer(
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
     )
     decoding = config.protocol.decoding
-    return StageContext(
-        model=model,
+    ctx = StageContext(
+        model=parts.model.load(),
         tokenizer=prepared.tokenizer,
         encoder=prepared.encoder,
         tuning=parts.tuning,
@@ -119,7 +126,45 @@ def _load(config: DictConfig, parts: Parts, prepared: Prepared) -> StageContext:
         autocast=trainer.precision_plugin.forward_context,
         num_stages=len(prepared.run.stages),
         all_tasks=prepared.views if parts.method.sees_all_tasks else None,
-        prefix=parts.tuning.prefix(model),
+    )
+    with _undisturbed(ctx):
+        abilities.start(Subject(ctx, StartModel(parts.method)))
+    _reseed(config.seed.train, 0)  # an adapter's first weights are drawn
+    ctx.model = parts.tuning.apply(ctx.model)
+    ctx.prefix = parts.tuning.prefix(ctx.model)
+    return ctx
+
+
+def _abilities(config: DictConfig, parts: Parts, prepared: Prepared, callbacks: list[RunCallback]) -> CapabilityBoard:
+    """Set up the capability sets; what decides the start model's answers is its key."""
+    for one in parts.capability.values():
+        for warning in one.warnings(parts.model):
+            log.warning(warning)
+    decoding = OmegaConf.to_container(config.protocol.decoding, resolve=True)
+
+    def notify(row: int, deltas: Mapping[str, Any], pairs: list[dict[str, Any]]) -> None:
+        for callback in callbacks:
+            callback.on_capability(row, deltas, pairs)
+
+    return CapabilityBoard(
+        parts.capability,
+        rows=build.measured_rows(config),
+        model_key={
+            "model": parts.model.identity(),
+            "precision": config.trainer.get("precision"),
+            "decoding": decoding,
+            "seed": config.seed.generation if config.protocol.decoding.do_sample else None,
+            "truncation": config.protocol.truncation,
+            "max_prompt_tokens": config.protocol.max_prompt_tokens,
+            "room": parts.method.prefix_length(parts.tuning.prefix_length, len(parts.specs)),
+            "versions": {name: _versions()[name] for name in ("torch", "transformers")},
+        },
+        store=Path(config.paths.store),
+        directory=prepared.run.directory,
+        config=prepared.run.config["capability"],
+        samples=config.evaluation.bootstrap_samples,
+        seed=config.seed.data,
+        notify=notify,
     )
 
 
@@ -140,7 +185,13 @@ def _start_directory(prepared: Prepared, config: DictConfig, parts: Parts) -> No
 
 
 def _results(
-    config: DictConfig, prepared: Prepared, board: Scoreboard, efforts: list[Effort], seconds: float
+    config: DictConfig,
+    parts: Parts,
+    prepared: Prepared,
+    board: Scoreboard,
+    efforts: list[Effort],
+    abilities: CapabilityBoard,
+    seconds: float,
 ) -> dict[str, Any]:
     specs = {
         name: {
@@ -165,6 +216,11 @@ def _results(
         task_specs=specs,
         seeds=OmegaConf.to_container(config.seed, resolve=True),
         scoring=config.protocol.scoring,
+        capability=abilities.results(),
+        published={
+            "model": config.model.get("published"),
+            "method": parts.method.published.get(parts.tuning.name),
+        },
         versions=_versions(),
     )
 
@@ -185,6 +241,21 @@ def _reseed(seed: int, stage: int) -> None:
     random.seed(value)
     np.random.seed(value)
     torch.manual_seed(value)
+
+
+@contextmanager
+def _undisturbed(ctx: StageContext) -> Iterator[None]:
+    """Put the model on its device in eval mode; mode and random state are as before afterwards."""
+    was_training = ctx.model.training
+    ctx.model.to(ctx.device).eval()  # type: ignore[arg-type]
+    state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[ctx.device] if ctx.device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(state[0])
+            np.random.set_state(state[1])
+            ctx.model.train(was_training)
 
 
 @contextmanager

@@ -27,8 +27,12 @@ class Paths:
     """Run directories go here."""
     data: str | None = None
     """Folder of the TRACE release or of own tasks in its layout."""
+    ability: str | None = None
+    """Folder with rows of the general-ability sets; null: lm-evaluation-harness reads them from the Hub."""
+    hhh: str | None = None
+    """Folder with TRACE's prompts for judging, helpful/<Set>/test.json and harmless/<Set>/test.json."""
     store: str = MISSING
-    """Cache for base weights made by us."""
+    """Cache for base weights made by us, and for what start models answered to capability sets."""
 
 
 @dataclass
@@ -136,6 +140,7 @@ class Config:
     task_order: Any = MISSING
     data: Any = MISSING
     capability: Any = MISSING
+    judge: Any = MISSING
     trainer: Any = MISSING
     callbacks: Any = MISSING
     logger: Any = MISSING

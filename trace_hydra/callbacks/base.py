@@ -1,6 +1,6 @@
 """The events of a run, beside Lightning's events of one fit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -37,6 +37,9 @@ class RunCallback(Callback):
 
     def on_row_scored(self, row: int, matrix: ScoreMatrix) -> None:
         """Hear that a row is complete. `matrix` holds all rows so far; later ones are None."""
+
+    def on_capability(self, row: int, deltas: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> None:
+        """Hear the capability deltas after a stage, as results.json shows them, and the items behind them."""
 
     def on_run_end(self, results: Mapping[str, Any]) -> None:
         """Hear the finished results.json as a mapping, after it is on disk."""

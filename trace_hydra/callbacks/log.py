@@ -52,6 +52,15 @@ def log_matrix(
             attempt(logger, lambda logger=logger: _write_matrix(logger, tasks, rows, stage, draw))
 
 
+def log_table(
+    loggers: Iterable[Logger], name: str, columns: Sequence[str], data: Sequence[Sequence[Any]], stage: int
+) -> None:
+    """Write a table to W&B against `progress/stage`; the other loggers have no tables."""
+    for logger in loggers if is_rank_zero() else ():
+        if isinstance(logger, WandbLogger):
+            attempt(logger, lambda logger=logger: _write_table(logger, name, columns, data, stage))
+
+
 def attempt(logger: Logger, write: Callable[[], Any]) -> None:
     """Call `write`; what it raises becomes one warning a logger, whatever it is."""
     try:
@@ -75,6 +84,15 @@ def is_rank_zero() -> bool:
 def _write(logger: Logger, metrics: dict[str, float], step: int) -> None:
     # With a step, WandbLogger would add it as `trainer/global_step`, an axis that restarts with every phase elsewhere.
     logger.log_metrics(metrics, None if isinstance(logger, WandbLogger) else step)
+
+
+def _write_table(
+    logger: WandbLogger, name: str, columns: Sequence[str], data: Sequence[Sequence[Any]], stage: int
+) -> None:
+    import wandb
+
+    table = wandb.Table(columns=list(columns), data=[list(row) for row in data], allow_mixed_types=True)
+    logger.experiment.log({name: table, "progress/stage": stage})
 
 
 def _write_matrix(

@@ -28,7 +28,7 @@ Compute: each train prompt once, each test prompt once through the first L_f lay
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil, prod
 from random import Random
 from typing import Any
@@ -120,21 +120,30 @@ class AnalyticRouting(Method):
 
     def answer(self, ctx: StageContext, prompts: Sequence[str], task: TrainTask) -> list[str]:
         """Answer each prompt with the adapter it is routed to; before the first task with the base model."""
-        self._mount(ctx)
         answers, start, order = [""] * len(prompts), len(ctx.generated), []
-        routes = [-1] * len(prompts)
-        if self.adapters and prompts:
-            routes = self.route(ctx, prompts, task.instruction)
-        for chosen in sorted(set(routes)):
-            indices = [index for index, route in enumerate(routes) if route == chosen]
-            with only_adapters(ctx.model, [self.adapters[chosen]] if self.adapters else []):
-                found = super().answer(ctx, [prompts[index] for index in indices], task)
+        for indices in self._routed(ctx, prompts, task.instruction):
+            found = super().answer(ctx, [prompts[index] for index in indices], task)
             order += indices
             for index, text in zip(indices, found, strict=True):
                 answers[index] = text
         made = dict(zip(order, ctx.generated[start:], strict=True))
         ctx.generated[start:] = [made[index] for index in range(len(prompts))]  # records are paired with prompts
         return answers
+
+    def serve(
+        self, ctx: StageContext, prompts: Sequence[str]
+    ) -> Iterator[tuple[Sequence[int], Sequence[Sequence[int]]]]:
+        """Switch to the adapter each prompt is routed to."""
+        for indices in self._routed(ctx, prompts, ""):
+            yield indices, [ctx.prefix] * len(indices)
+
+    def _routed(self, ctx: StageContext, prompts: Sequence[str], instruction: str) -> Iterator[list[int]]:
+        """Group prompts by adapter; it is on, alone, while its group is handled."""
+        self._mount(ctx)
+        routes = self.route(ctx, prompts, instruction) if self.adapters and prompts else [-1] * len(prompts)
+        for chosen in sorted(set(routes)):
+            with only_adapters(ctx.model, [self.adapters[chosen]] if self.adapters else []):
+                yield [index for index, route in enumerate(routes) if route == chosen]
 
     def route(self, ctx: StageContext, prompts: Sequence[str], instruction: str) -> list[int]:
         """Name the task of each prompt, from 0 in the order of the stages; of equal values the first."""

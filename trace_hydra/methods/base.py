@@ -1,6 +1,7 @@
 """The interface of a method. A hook that a method does not need is left alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import Tensor
@@ -37,6 +38,9 @@ class Method:
     """Whether weights change that do not train themselves, because trained ones are merged into them."""
     makes_rows = False
     """Whether it trains on rows it makes itself (ids begin with 'pseudo-')."""
+
+    published: Mapping[str, str] = MappingProxyType({})
+    """Option of `tuning` -> the method's name in the tables of the TRACE paper; reports show those rows."""
 
     def prefix_length(self, tuning: int, stages: int) -> int:
         """Most virtual tokens before a row, from those of the tuning; they count towards the model's positions."""
@@ -82,6 +86,17 @@ class Method:
     def answer(self, ctx: StageContext, prompts: Sequence[str], task: TrainTask) -> list[str]:
         """Answer prompts of a task, in order."""
         return ctx.generate(prompts, task.max_new_tokens, instruction=task.instruction, stop=task.stop)
+
+    def serve(
+        self, ctx: StageContext, prompts: Sequence[str]
+    ) -> Iterator[tuple[Sequence[int], Sequence[Sequence[int]]]]:
+        """Bring the model into the state in which it answers prompts of no task; for the capability sets.
+
+        Yields:
+            Indices of prompts, and the ids of the soft prompt before each of them; between two yields the model is in
+            the state for these. Every index comes once; afterwards the model is as before.
+        """
+        yield range(len(prompts)), [ctx.prefix] * len(prompts)
 
     def num_stored_examples(self) -> int:
         """Count the rows kept from the stages so far, for the report."""

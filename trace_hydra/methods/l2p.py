@@ -17,7 +17,7 @@ Memory: 4 bytes per vector entry of pool and keys, pool_size x (prompt_length + 
     more tokens in each row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -100,7 +100,20 @@ class L2P(Method):
 
     def answer(self, ctx: StageContext, prompts: Sequence[str], task: TrainTask) -> list[str]:
         """Answer each prompt behind the prompts that its query chooses."""
-        ids, _ = ctx.encoder.prompts(prompts, task.instruction)
+        prefixes = self.chosen_prefixes(ctx, prompts, task.instruction)
+        return ctx.generate(
+            prompts, task.max_new_tokens, instruction=task.instruction, stop=task.stop, prefixes=prefixes
+        )
+
+    def serve(
+        self, ctx: StageContext, prompts: Sequence[str]
+    ) -> Iterator[tuple[Sequence[int], Sequence[Sequence[int]]]]:
+        """Put the prompts that its query chooses before each prompt."""
+        yield range(len(prompts)), self.chosen_prefixes(ctx, prompts, "")
+
+    def chosen_prefixes(self, ctx: StageContext, prompts: Sequence[str], instruction: str) -> list[list[int]]:
+        """Choose for each prompt, cut as the protocol cuts it: top_k * prompt_length ids."""
+        ids, _ = ctx.encoder.prompts(prompts, instruction)
         prefixes: list[list[int]] = []
         with torch.no_grad(), ctx.autocast():
             for start in range(0, len(ids), self.query_rows):
@@ -112,9 +125,7 @@ class L2P(Method):
                 device = virtual_tokens(ctx.model).weight.device
                 chosen, _ = self.select(ctx, self.queries(ctx, padded.to(device), mask.to(device)))
                 prefixes += self.prefixes(ctx, chosen).tolist()
-        return ctx.generate(
-            prompts, task.max_new_tokens, instruction=task.instruction, stop=task.stop, prefixes=prefixes
-        )
+        return prefixes
 
     def state_size(self, size: RunSize) -> StateSize:
         """Nothing is kept; pool and keys train."""

@@ -14,7 +14,7 @@ Memory: 4 x prompt_length x width bytes per task, on the device and once more in
     8 x bottleneck x width bytes for the MLP. Compute: prompt_length more tokens a row for every task so far.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -111,6 +111,13 @@ class ProgressivePrompts(Method):
             return super().answer(ctx, prompts, task)
         finally:
             ctx.prefix = before
+
+    def serve(
+        self, ctx: StageContext, prompts: Sequence[str]
+    ) -> Iterator[tuple[Sequence[int], Sequence[Sequence[int]]]]:
+        """Put all prompts so far before each prompt: no task is told."""
+        self._mount(ctx)
+        yield range(len(prompts)), [self._prefix(ctx, len(self.prompts))] * len(prompts)
 
     def state_size(self, size: RunSize) -> StateSize:
         """One prompt a task; the prompt and its MLP train."""

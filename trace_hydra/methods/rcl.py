@@ -13,6 +13,7 @@ Memory: none. Compute: answers are as much longer, in training and generation, a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 from trace_hydra.context import StageContext, TrainTask
@@ -57,6 +58,8 @@ class ReasoningAugmented(Method):
         splitter: "ours" or "re_eval", see data/reasoning.py.
         max_new_tokens: Most tokens of an answer with reasoning; a larger limit of the task counts instead.
     """
+
+    published = MappingProxyType({"full": "RCL"})
 
     def __init__(
         self,

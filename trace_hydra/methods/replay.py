@@ -9,6 +9,7 @@ Memory: the text of the kept rows, on the CPU; no weights. Compute: one forward 
 """
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Literal
 
 from trace_hydra.context import StageContext
@@ -27,6 +28,8 @@ class Replay(RowKeeper):
         epochs: Passes over the memory when="after", at least 1.
         alignment: Whether the data's alignment rows (LIMA) are replayed too, from the first stage on.
     """
+
+    published = MappingProxyType({"full": "Replay"})
 
     def __init__(self, *, fraction: float, when: Literal["mixed", "after"], epochs: int, alignment: bool):
         super().__init__()

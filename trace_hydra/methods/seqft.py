@@ -6,8 +6,12 @@ Differs from official TRACE: the optimizer is new in every stage (there one live
 Memory: none.
 """
 
+from types import MappingProxyType
+
 from trace_hydra.methods.base import Method
 
 
 class SeqFT(Method):
     """Train on each task in turn."""
+
+    published = MappingProxyType({"full": "SeqFT", "lora": "LoraSeqFT"})

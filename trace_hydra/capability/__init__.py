@@ -1,0 +1,1 @@
+"""What the model could do before, and what is left: general ability, instruction following, safety."""
