@@ -49,6 +49,8 @@ def run(config: DictConfig, directory: Path) -> float | None:
         parts = build.validate(config)
         prepared = prepare(config, parts, directory)
         show_plan(prepared)
+        for notice in filter(None, (one.notice() for one in parts.capability.values())):
+            print(notice)
         _start_directory(prepared, config, parts)
         callbacks: list[RunCallback] = parts.callbacks
         loggers = open_loggers(parts.loggers, prepared.run)

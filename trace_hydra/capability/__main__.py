@@ -98,21 +98,14 @@ def _judge(overrides: Sequence[str]) -> dict[str, Any] | None:
     if bad := [one for one in others if not one.startswith("judge.") or "=" not in one]:
         raise ConfigError(f"{bad[0]}: only judge.KEY=VALUE can be set here.")
     register_resolvers()
-    base = OmegaConf.create({"judge": OmegaConf.load(folder / f"{name}.yaml")})
+    files = {"judge": folder / f"{name}.yaml", "paths": project_root() / "conf" / "paths" / "default.yaml"}
+    config = OmegaConf.create({key: OmegaConf.load(path) for key, path in files.items()})
+    OmegaConf.set_struct(config, True)  # refuses a key that the judge does not have
     try:
-        OmegaConf.set_struct(base, True)
-        node = OmegaConf.merge(base, OmegaConf.from_dotlist(list(others)), _paths())
-        return OmegaConf.to_container(node.judge, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+        config = OmegaConf.merge(config, OmegaConf.from_dotlist(others))
+        return OmegaConf.to_container(config.judge, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise ConfigError(f"judge={name}: {str(error).splitlines()[0]}") from error
-
-
-def _paths() -> Any:
-    from omegaconf import OmegaConf
-
-    from trace_hydra.entry import project_root
-
-    return OmegaConf.create({"paths": OmegaConf.load(project_root() / "conf" / "paths" / "default.yaml")})
 
 
 def _check_targets(nodes: Mapping[str, Any], allowed: tuple[str, ...]) -> None:

@@ -41,6 +41,10 @@ class CapabilitySet:
         """List what the user should know before the run; `model` is the model part, with `name` and `identity()`."""
         return []
 
+    def notice(self) -> str:
+        """Say in a line what the set will take beyond the model's answers, such as a judge's price; "": nothing."""
+        return ""
+
     def identity(self) -> dict[str, Any]:
         """Say what decides outputs and scores, as JSON values: items (a hash), settings, versions of packages."""
         raise NotImplementedError

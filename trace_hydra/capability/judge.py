@@ -143,6 +143,17 @@ class Judged(CapabilitySet):
             "their own answers, so its verdicts say little. Choose another one with judge=... or judge.model=..."
         ]
 
+    def notice(self) -> str:
+        """Say what judging one stage takes at most."""
+        price = self.price()
+        if price is None or self.judge is None:
+            return ""
+        usd = "price unknown" if price.usd is None else f"at most {price.usd:,.2f} USD"
+        return (
+            f"judge {self.judge.name} ({self.axis}): up to {price.requests:,} requests a measured stage, "
+            f"{price.input_tokens:,} tokens in, {price.output_tokens_at_most:,} out, {usd}"
+        )
+
     def answers_identity(self) -> dict[str, Any]:
         """Say what decides the answers; a change of judge leaves them as they are."""
         sampling = {"temperature": self.temperature, "top_p": self.top_p} if self.decoding == "sampled" else {}
