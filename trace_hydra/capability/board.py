@@ -87,6 +87,7 @@ class CapabilityBoard:
             return
         pairs: list[Pair] = []
         for name, one in self.sets.items():
+            log.info("capability %s: the model answers after stage %d.", name, row)
             try:
                 records = one.measure(subject)
                 write_lines(records, records_file(self.directory, row, name))
