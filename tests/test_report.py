@@ -114,7 +114,7 @@ def test_report_gives_every_number_with_its_protocol(results, tmp_path):
     assert len(scores) == 3 and all(tag in section.splitlines()[0] for section in scores)
     assert "| 2 B | 40.33 | **80.00** |" in text
     assert "| B | 80.00 | 75.00 to 85.00 | accuracy | 2 | accuracy 80.00, other 12.50 |" in text
-    assert "| 1 A | 8 | 1 | 1,040 | 11 | 7 | 3 |" in text
+    assert "| 1 A | 8 | 1 | 1,040 | 11 | – | 7 | 3 |" in text
     assert "- sees_task_id: yes" in text and "seeds: train 3, data 4, generation 5" in text
     assert f"python -m trace_hydra.score {tmp_path} protocol=official" in text
 

@@ -52,6 +52,14 @@ class Effort:
     """What the method keeps from here on, in 10^6 bytes."""
     stored_examples: int
     """Rows the method keeps from here on."""
+    plain_step_s: float | None = None
+    """Seconds that forward and backward pass of a step of plain fine-tuning take here and now, for the same weights;
+    None where nothing trained, or nothing that plain fine-tuning would reach."""
+
+    @property
+    def step_ratio(self) -> float | None:
+        """Seconds of an optimizer step, all of the stage's work included, relative to a plain one's passes."""
+        return self.seconds / self.steps / self.plain_step_s if self.steps and self.plain_step_s else None
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def build_results(
         "disclosures": run.disclosures,
         "stages": [
             {"task": stage.task, "key": stage.key, "rows": stage.rows, "epochs": stage.epochs, "steps": stage.steps}
-            | ({"effort": asdict(efforts[stage.index - 1])} if efforts else {})
+            | ({"effort": _effort(efforts[stage.index - 1])} if efforts else {})
             for stage in run.stages
         ],
         "versions": versions,
@@ -130,6 +130,10 @@ def clear(directory: Path) -> None:
             f"cannot clear {error.filename or directory} of an earlier run: {error.strerror or error}. Give write "
             "access or change paths.runs."
         ) from error
+
+
+def _effort(effort: Effort) -> dict[str, Any]:
+    return {**asdict(effort), "step_ratio": effort.step_ratio}
 
 
 def _cell(row: int, score: TaskScore) -> dict[str, Any]:

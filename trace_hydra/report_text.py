@@ -110,13 +110,18 @@ def _effort(results: Mapping[str, Any]) -> str:
                 str(stage["epochs"]) if stage else "–",
                 _count(tokens["train"], index - 1),
                 _count(tokens["evaluate"], index),
+                number((stage or {}).get("effort", {}).get("step_ratio")),
                 str(cut.get("train", "–")),
                 str(cut.get("test", "–")),
             ]
         )
-    head = ["stage", "rows", "epochs", "trained tokens", "scoring tokens", "train rows cut", "test rows cut"]
-    total = f"Wall clock: {results['wall_clock_s']:,.1f} s. Rows cut: longer than the protocol's limits (audit.json)."
-    return f"## Effort\n\n{table(head, rows)}\n\n{total}"
+    counts = ["stage", "rows", "epochs", "trained tokens", "scoring tokens"]
+    head = [*counts, "step / plain step", "train rows cut", "test rows cut"]
+    notes = (
+        f"Wall clock: {results['wall_clock_s']:,.1f} s. Step / plain step: seconds of a step with all that a method "
+        "does in a stage, over those of a plain step's passes. Rows cut: longer than the protocol's limits (audit.json)."
+    )
+    return f"## Effort\n\n{table(head, rows)}\n\n{notes}"
 
 
 def _disclosures(results: Mapping[str, Any]) -> str:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
 from trace_hydra.build import Parts
-from trace_hydra.context import StageContext
+from trace_hydra.context import StageContext, batch_of
 from trace_hydra.data.encode import TrainBatches
 from trace_hydra.errors import MethodError
 from trace_hydra.plan import Effort, Phase, Stage
@@ -47,8 +48,10 @@ def train_stage(config: DictConfig, parts: Parts, ctx: StageContext, carried: di
         _check_terms(method.terms, seen, ctx.stage)
     ctx.model.to(ctx.device).eval()  # type: ignore[arg-type]
     seconds = time.monotonic() - started
+    plain = _plain_step_s(config, ctx) if steps else None
     method.end_stage(ctx)
-    return Effort(tokens, steps, seconds, trainable, state_mb(method.state_dict()), method.num_stored_examples())
+    stored = method.num_stored_examples()
+    return Effort(tokens, steps, seconds, trainable, state_mb(method.state_dict()), stored, plain)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,41 @@ def _train_phase(
     for weight in ctx.model.parameters():
         weight.grad = None  # Lightning leaves the last one, as large as the weights
     return _PhaseDone(sum(len(row.ids) for row in rows) * phase.epochs, trainer.global_step, module.seen_terms)
+
+
+def _plain_step_s(config: DictConfig, ctx: StageContext) -> float | None:
+    """Time the passes of a plain step: a micro-batch of the task's rows of middling length, scaled to a step's tokens.
+
+    Weights, gradients and random state stay as they are. The time of the optimizer is not in it.
+    """
+    rows = sorted(ctx.encode(ctx.task.train), key=lambda row: len(row.ids))
+    weights = list(ctx.trainable().values())
+    size = min(config.budget.micro_batch_size, len(rows))
+    if not weights or not size:
+        return None
+    start = (len(rows) - size) // 2
+    batch = batch_of(rows[start : start + size], ctx.device)
+    devices = [ctx.device] if ctx.device.type == "cuda" else []
+    ctx.model.train()
+    with torch.random.fork_rng(devices=devices), torch.enable_grad(), ctx.autocast():
+        _wait(ctx.device)
+        begun = time.monotonic()
+        loss = ctx.lm_loss(batch)
+        if loss.requires_grad:
+            torch.autograd.grad(loss, weights, allow_unused=True)
+            _wait(ctx.device)
+        seconds = time.monotonic() - begun
+    ctx.model.eval()
+    if not loss.requires_grad:
+        return None
+    tokens = sum(len(row.ids) for row in rows) / len(rows) * min(config.budget.batch_size, len(rows))
+    return seconds * tokens / sum(len(row.ids) for row in rows[start : start + size])
+
+
+def _wait(device: torch.device) -> None:
+    """Let the device finish, so that a clock sees its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def state_mb(state: Mapping[str, Any]) -> float:

@@ -149,6 +149,9 @@ def test_what_a_method_costs_is_in_the_results(tmp_path):
     weights = sum(weight.numel() for weight in replay.ctx.model.parameters())
     assert all(effort["trainable_params"] == weights and effort["seconds"] > 0 for effort in efforts)
     assert 0 < efforts[0]["state_mb"] < efforts[2]["state_mb"] < 0.01
+    assert all(
+        effort["step_ratio"] == effort["seconds"] / effort["steps"] / effort["plain_step_s"] > 0 for effort in efforts
+    )
     assert [effort["steps"] for effort in efforts] == [stage["steps"] for stage in replay.results["stages"]]
     plain = run_tiny(tmp_path / "b", ["method=seqft", ORDER])
     assert [stage["effort"]["state_mb"] for stage in plain.results["stages"]] == [0, 0, 0]

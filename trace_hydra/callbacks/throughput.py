@@ -40,12 +40,13 @@ class ThroughputCallback(RunCallback):
         self._stage = stage.index
 
     def on_stage_end(self, stage: Stage, effort: Effort) -> None:
-        """Log what the method costs: weights that train, what it keeps, seconds of an optimizer step."""
+        """Log what the method costs: weights that train, what it keeps, seconds of a step, and relative to plain."""
         metrics: dict[str, float | None] = {
             "method/trainable_params": effort.trainable_params,
             "method/state_mb": effort.state_mb,
             "method/stored_examples": effort.stored_examples,
             "method/seconds_per_step": effort.seconds / effort.steps if effort.steps else None,
+            "method/step_ratio": effort.step_ratio,
             "progress/stage": stage.index,
         }
         log_metrics(self._loggers, metrics, self._step)
