@@ -229,9 +229,10 @@ def test_price_at_most_by_hand(root, tmp_path):
     tokens = 2 * sum(-(-len(one["content"].encode()) // 3) + 4 for one in (system, user))
     price = judged(root, chat, limit=1).price()
     assert price == Estimate(2, 0, tokens, 20, float(tokens))
-    assert f"up to 2 requests a measured stage, {tokens:,} tokens in, 20 out, at most {tokens:,}.00 USD" in judged(
-        root, chat, limit=1
-    ).notice()
+    assert (
+        f"up to 2 requests a measured stage, {tokens:,} tokens in, 20 out, at most {tokens:,}.00 USD"
+        in judged(root, chat, limit=1).notice()
+    )
     assert judged(root).notice() == ""
 
 
