@@ -45,9 +45,18 @@ def test_macro_averages_weigh_categories_alike():
         "x": {"n": 3, "before": 100, "after": 0, "delta": -100},
         "y": {"n": 1, "before": 10, "after": 30, "delta": 20},
     }
-    # Within a category all items agree, so drawing within categories moves nothing; drawing over the set does.
-    assert macro["interval"] == [-40, -40] and macro["differs"]
-    assert micro["interval"][0] < -70 < micro["interval"][1]
+    # Of 4^4 draws: only x (81/256), only y (1/256), and mixtures; each item of x weighs 1/3, y 1.
+    assert macro["interval"][0] == pytest.approx(-100) == micro["interval"][0]
+    assert macro["interval"][1] == pytest.approx((3 * 20 + 1 / 3 * -100) / (3 + 1 / 3))  # three times y: 12/256 > 2.5 %
+
+
+def test_one_item_a_category_has_the_interval_of_a_plain_set():
+    """As with a limit of one item a subject: drawn within subjects the interval would have no width at all."""
+    deltas = [100.0, -100.0, 0.0, 0.0, 100.0, 0.0, 0.0, -100.0, 100.0, 0.0]
+    many = [pair("a", f"subject {i}", 0, 0, d) for i, d in enumerate(deltas)]
+    one = [pair("a", "x", i, 0, d) for i, d in enumerate(deltas)]
+    assert compare(many, macro=["a"])["sets"]["a"]["interval"] == compare(one)["sets"]["a"]["interval"]
+    assert compare(many, macro=["a"])["sets"]["a"]["differs"] is False
 
 
 def test_intervals_are_paired_and_equal_a_bootstrap_of_the_differences():

@@ -15,10 +15,14 @@ def compare_sets(pairs: Sequence[Pair], *, macro: Mapping[str, bool], samples: i
     """Sum up the pairs of one measured stage.
 
     A set's delta is the mean over its items, or with `macro` the mean over its categories' means. Its interval is a
-    paired bootstrap (Efron and Tibshirani 1993, chapter 13; 95 %, percentile): items are drawn with replacement, within
-    categories if `macro`, and an item's before and after go together. An area's delta is the unweighted mean over its
-    sets, whose draws are independent. Sets of different measures are not averaged: an area reports those that a judge
-    compared, if there are any, else those that were scored, and says which (`measure`).
+    paired bootstrap (Efron and Tibshirani 1993, chapter 13; 95 %, percentile): items are drawn with replacement from
+    the whole set, an item's before and after go together, and with `macro` an item weighs as much as in the mean of
+    means. Not within categories: of one item a category that would draw the same items always, and of few it says
+    too narrow an interval; what categories differ in is then part of the interval.
+
+    An area's delta is the unweighted mean over its sets, whose draws are independent. Sets of different measures are
+    not averaged: an area reports those that a judge compared, if there are any, else those that were scored, and says
+    which (`measure`).
 
     Args:
         pairs: Of all sets; those without a delta are counted (`unscored`) and left out.
@@ -75,7 +79,9 @@ def _compare_set(
         means = [_mean(part, key) for part in parts]
         found[key] = None if None in means else float(np.mean(means))  # type: ignore[arg-type]
     rng = np.random.default_rng([seed, *name.encode()])
-    draws = np.mean([_resampled([pair["delta"] for pair in part], samples, rng) for part in parts], axis=0)
+    deltas = np.array([pair["delta"] for part in parts for pair in part], dtype=np.float64)
+    weights = np.array([1 / len(part) for part in parts for _ in part])
+    draws = _resampled(deltas, weights, samples, rng)
     return {**found, **_interval(draws)}, draws
 
 
@@ -94,13 +100,12 @@ def _area(area: str, sets: Mapping[str, Any], draws: Mapping[str, np.ndarray | N
     }
 
 
-def _resampled(values: Sequence[float], samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Average resampled values: (samples,)."""
-    array = np.asarray(values, dtype=np.float64)
-    means = [
-        array[rng.integers(len(array), size=(min(_BLOCK, samples - start), len(array)))].mean(1)
-        for start in range(0, samples, _BLOCK)
-    ]
+def _resampled(values: np.ndarray, weights: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Average resampled values by their weights: (samples,)."""
+    means = []
+    for start in range(0, samples, _BLOCK):
+        drawn = rng.integers(len(values), size=(min(_BLOCK, samples - start), len(values)))  # (replicate, item)
+        means.append((values * weights)[drawn].sum(1) / weights[drawn].sum(1))
     return np.concatenate(means)
 
 
