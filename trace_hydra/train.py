@@ -106,10 +106,11 @@ def _plain_step_s(config: DictConfig, ctx: StageContext) -> float | None:
     batch = batch_of(rows[start : start + size], ctx.device)
     devices = [ctx.device] if ctx.device.type == "cuda" else []
     ctx.model.train()
-    with torch.random.fork_rng(devices=devices), torch.enable_grad(), ctx.autocast():
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
         _wait(ctx.device)
         begun = time.monotonic()
-        loss = ctx.lm_loss(batch)
+        with ctx.autocast():
+            loss = ctx.lm_loss(batch)
         if loss.requires_grad:
             torch.autograd.grad(loss, weights, allow_unused=True)
             _wait(ctx.device)
