@@ -97,7 +97,7 @@ def lines(deltas: Mapping[str, Any]) -> list[str]:
 
 def _change(found: Mapping[str, Any]) -> str:
     if found["delta"] is None:
-        return f"{'not scored':>24}"
+        return f"{'no verdict':>24}"  # only what a judge compares can be without a delta
     low, high = found["interval"]
     return f"{found['delta']:+7.1f} [{low:+.1f}, {high:+.1f}]".ljust(25)
 
