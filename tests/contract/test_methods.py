@@ -11,6 +11,7 @@ from conftest import ROOT, SMALLER, compose_config, run_tiny
 from omegaconf import OmegaConf
 
 from trace_hydra import build
+from trace_hydra.capability.subject import Subject
 from trace_hydra.methods.base import Method
 from trace_hydra.models.tuning import Frozen
 from trace_hydra.targets import locate
@@ -151,6 +152,24 @@ def test_one_string_a_prompt_and_nothing_moves(name, runs):
     if not run.method.grad_at_test:
         assert torch.equal(torch.get_rng_state(), before[1])
     assert all(torch.equal(weight, weights[one]) for one, weight in run.ctx.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_prompts_of_no_task_are_served(name, runs):
+    """For the capability sets: every prompt once, text and likelihoods of each, and the model as before afterwards."""
+    run = runs(name)
+    prompts = ["Say something.", "", "2 + 2 ="]
+    subject = Subject(run.ctx, run.method)
+    before = torch.get_rng_state()
+    weights = {one: weight.clone() for one, weight in run.ctx.model.state_dict().items()}
+    served = [index for indices, _ in run.method.serve(run.ctx, prompts) for index in indices]
+    assert sorted(served) == [0, 1, 2]
+    assert len(subject.generate(prompts, 2)) == 3
+    ids = run.ctx.encoder.text_ids([" four"] * 3)
+    likely = subject.log_likelihoods(prompts, [([1, 2], one) for one in ids])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(weight, weights[one]) for one, weight in run.ctx.model.state_dict().items())
+    assert all(np.isfinite(one.total) and one.total < 0 for one in likely)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", "float32"), ("bf16-true", "bfloat16")])
