@@ -13,7 +13,7 @@ Memory: 4 bytes per adapter weight and task, on the device and once more on the 
     forward and backward pass goes through all adapters so far; r * t * in products a layer for the penalty.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, Literal
 
@@ -86,6 +86,13 @@ class OLoRA(Method):
         """Answer with all adapters."""
         self._mount(ctx)
         return super().answer(ctx, prompts, task)
+
+    def serve(
+        self, ctx: StageContext, prompts: Sequence[str]
+    ) -> Iterator[tuple[Sequence[int], Sequence[Sequence[int]]]]:
+        """Serve with all adapters."""
+        self._mount(ctx)
+        yield from super().serve(ctx, prompts)
 
     def state_size(self, size: RunSize) -> StateSize:
         """All adapters on the CPU; on the device the earlier ones, and once more the factor that is compared."""
