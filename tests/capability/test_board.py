@@ -81,6 +81,14 @@ def test_the_start_model_answers_once(tmp_path, caplog):
     ] * 2
 
 
+def test_a_store_that_cannot_be_written_ends_no_run(tmp_path, caplog):
+    """A file stands where the folder should be."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "capability").write_text("")
+    run = run_tiny(tmp_path, overrides(tmp_path))
+    assert run.results["capability"]["failed"] == {} and "are not kept for other runs" in caplog.text
+
+
 @pytest.mark.parametrize(("broken", "why"), [("crash", "RuntimeError: out of memory"), ("judge", "the judge is down.")])
 def test_a_failing_set_does_not_lose_the_run(tmp_path, broken, why, caplog):
     run = run_tiny(tmp_path, overrides(tmp_path, broken=broken))

@@ -173,8 +173,11 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _keep(records: list[Record], path: Path) -> None:
-    """Store records behind a line that says how to know them again."""
-    write_lines([{"sha256": _hash(records), "records": len(records)}, *records], path)
+    """Store records behind a line that says how to know them again; a run does not end for want of it."""
+    try:
+        write_lines([{"sha256": _hash(records), "records": len(records)}, *records], path)
+    except StoreError as error:
+        log.warning("paths.store: the start model's answers are not kept for other runs: %s", error)
 
 
 def _stored(path: Path) -> list[Record] | None:
