@@ -1,4 +1,4 @@
-"""The offline default: some 150 short items of our own in eight kinds, easy enough for a model of 135M weights.
+"""The offline default: 160 short items of our own in eight kinds, easy enough for a model of 135M weights.
 
 Six kinds are of the shape of TRACE's six sets of general ability (arXiv:2310.06762, section 4.2), but far easier, and
 answers are read so that a small model's knowledge shows: by the likelihood of the answer's words, never of a letter.
