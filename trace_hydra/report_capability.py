@@ -22,7 +22,14 @@ def capability(results: Mapping[str, Any]) -> str:
     parts = [f"## What is left of the start model: {head}"]
     parts += [f"After stage {found['row']}. Intervals: 95 %, paired bootstrap over items."] if found["row"] else []
     if "sets" in found:
-        parts += [_areas(found), _table_2(results), _other_sets(found), _judged(results), _stages(found)]
+        parts += [
+            _areas(found),
+            _table_2(results),
+            _other_sets(found),
+            _accuracies(found),
+            _judged(results),
+            _stages(found),
+        ]
     if found["failed"]:
         parts.append("**Failed:**\n\n" + "\n".join(f"- {key}: {why}" for key, why in found["failed"].items()))
     if "sets" in found:
@@ -88,6 +95,18 @@ def _other_sets(found: Mapping[str, Any]) -> str:
     ]
     head = ["set", "area", "before", "after", "change", "95 % interval", "items", "measure"]
     return table(head, rows, texts=("area", "measure")) if rows else ""
+
+
+def _accuracies(found: Mapping[str, Any]) -> str:
+    """Write what a set of instruction checks says beside its score."""
+    rows = [
+        [f"{name}, {when}", *(number(value) for value in one["accuracies"][when].values())]
+        for name, one in found["sets"].items()
+        if "accuracies" in one
+        for when in ("before", "after")
+    ]
+    head = ["instruction checks", "prompts, strict", "instructions, strict", "prompts, loose", "instructions, loose"]
+    return table(head, rows) if rows else ""
 
 
 def _judged(results: Mapping[str, Any]) -> str:

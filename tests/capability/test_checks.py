@@ -94,6 +94,13 @@ def test_four_accuracies_of_records():
         "instruction_strict": pytest.approx(100 / 3),
         "instruction_loose": pytest.approx(200 / 3),
     }
+    own = InstructionChecks(file=None, limit=None, max_new_tokens=1)
+    first = [{**record, "id": str(number)} for number, record in enumerate(records)]
+    better = {**check_record(two, "tea", "checks"), "id": "1"}
+    pairs = own.compare(first, [first[0], better])
+    assert [pair["delta"] for pair in pairs] == [0.0, 100.0]
+    found = own.summary(pairs)["accuracies"]
+    assert found["before"] == four_accuracies(first) and found["after"]["prompt_strict"] == 50.0
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_without_a_judge_answers_wait_and_are_judged_later(root):
     before, after = records("a", "same"), records("bb", "same")
     pairs = judged(root).compare(before, after)
     assert [(pair["outcome"], pair["delta"]) for pair in pairs] == [("not judged", None)] * 2
-    later = judged(root, Script(lambda a, b: "[[A]]" if len(a) > 1 else "[[B]]")).judge_again(before, after)
+    later = judged(root, Script(lambda a, b: "[[A]]" if len(a) > 1 else "[[B]]")).compare(before, after)
     assert [pair["outcome"] for pair in later] == ["win", "tie"]
     assert judged(root).price() is None
 
@@ -344,5 +344,5 @@ def test_judging_through_an_endpoint_with_faults(root, tmp_path):
         one = judged(root, client(server.url, tmp_path / "cache"))
         pairs = one.compare(records("old", "old"), records("new", "new"))
         assert [pair["outcome"] for pair in pairs] == ["win", "unparsed"] and len(server.requests) == 6
-        assert one.judge_again(records("old", "old"), records("new", "new")) == pairs and len(server.requests) == 6
+        assert one.compare(records("old", "old"), records("new", "new")) == pairs and len(server.requests) == 6
         assert one.summary(pairs)["no_verdict"] == {"refused": 2}

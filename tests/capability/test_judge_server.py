@@ -119,6 +119,6 @@ def test_pairs_are_judged_through_the_server(server, checkpoint, alone, tmp_path
     process.kill()
     process.wait(30)
     again = client(url, tmp_path / "cache", retries=0, **settings)
-    assert judged(tmp_path, again).judge_again(before, after) == pairs
+    assert judged(tmp_path, again).compare(before, after) == pairs
     (lost,) = judged(tmp_path, again).compare(records("new"), records("other"))
     assert lost["outcome"] == "unparsed" and "cannot be reached" in lost["explanations"][0]

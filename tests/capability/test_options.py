@@ -80,6 +80,12 @@ def test_every_option_runs_without_a_judge(tmp_path, option, hhh):
     assert found["failed"] == {} and found["sets"]
     areas = {"mini": {"general", "instruction", "safety"}, "smoke": {"general", "instruction", "safety"}}
     assert {one["area"] for one in found["sets"].values()} == areas.get(option, {option})
+    if option == "instruction":
+        assert (
+            found["sets"]["checks"]["accuracies"]["before"].keys()
+            == found["sets"]["checks"]["accuracies"]["after"].keys()
+        )
+        assert "| checks, after |" in (run.directory / "report.md").read_text()
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trace_hydra.capability import checks
-from trace_hydra.capability.base import CapabilitySet, Record
+from trace_hydra.capability.base import CapabilitySet, Pair, Record, key_of, paired
 from trace_hydra.capability.items import OWN, encode, limit_problems, prompt_mode, read_json, spread
 from trace_hydra.capability.subject import Subject
 from trace_hydra.errors import CapabilityError
@@ -46,6 +46,23 @@ class InstructionChecks(CapabilitySet):
     def measure(self, subject: Subject) -> list[Record]:
         """Answer every prompt, in the chat template where there is one."""
         return answer_checks(subject, spread(read_prompts(self.file), self.limit), "checks", self.max_new_tokens)
+
+    def compare(self, before: Sequence[Record], after: Sequence[Record]) -> list[Pair]:
+        """Pair the records, with what became of each check."""
+        checked = [{key_of(record): record["checks"] for record in side} for side in (before, after)]
+        return [
+            {**pair, "checks_before": checked[0][key_of(pair)], "checks_after": checked[1][key_of(pair)]}
+            for pair in paired(before, after)
+        ]
+
+    def summary(self, pairs: Sequence[Pair]) -> dict[str, Any]:
+        """Give IFEval's four accuracies, before and after."""
+        return {
+            "accuracies": {
+                when: four_accuracies([{"checks": pair[f"checks_{when}"]} for pair in pairs])
+                for when in ("before", "after")
+            }
+        }
 
 
 def read_prompts(path: Path) -> list[dict[str, Any]]:

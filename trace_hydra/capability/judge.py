@@ -241,10 +241,6 @@ class Judged(CapabilitySet):
         both = {id(pair): replies[2 * at : 2 * at + 2] for at, pair in enumerate(asked)}
         return [self._judged(pair, both.get(id(pair), [])) for pair in pairs]
 
-    def judge_again(self, before: Sequence[Record], after: Sequence[Record]) -> list[Pair]:
-        """Judge stored answers; the same as `compare`, and what the judge said before comes from its cache."""
-        return self.compare(before, after)
-
     def price(self, before: Sequence[Record] = (), after: Sequence[Record] = ()) -> Estimate | None:
         """Say what judging takes, None without a judge; without records at most, with answers up to their limit."""
         if self.judge is None:
