@@ -109,6 +109,17 @@ def test_stored_answers_are_compared_again(tmp_path, monkeypatch):
     assert (run.directory / "capability/2/own.pairs.jsonl").is_file()
 
 
+def test_an_area_without_verdicts_has_no_delta_left(tmp_path, monkeypatch):
+    """A judge that gives no verdict this time: what stood there before goes, in results.json too."""
+    run = run_tiny(tmp_path, overrides(tmp_path, area="safety"))
+    assert "safety" in run.results["capability"]
+    compare = Lengths.compare
+    silent = {"before": None, "after": None, "delta": None}
+    monkeypatch.setattr(Lengths, "compare", lambda *given: [{**pair, **silent} for pair in compare(*given)])
+    again = compare_again(run.directory, trust=["capability_doubles."])["capability"]
+    assert "safety" not in again and again["sets"]["lengths_safety"]["unscored"] == 4
+
+
 def test_comparing_again_refuses_what_it_cannot_do(tmp_path, capsys):
     run = run_tiny(tmp_path, overrides(tmp_path))
     with pytest.raises(ConfigError, match=r"own\._target_=capability_doubles\.Lengths: not allowed"):

@@ -34,6 +34,7 @@ def compare_again(run: Path, overrides: Sequence[str] = (), trust: Sequence[str]
     from trace_hydra import report
     from trace_hydra.build import capability_sets
     from trace_hydra.capability import board
+    from trace_hydra.capability.base import AREAS
     from trace_hydra.capability.board import pairs_file, read_records, records_file
     from trace_hydra.files import write_lines
     from trace_hydra.metrics.records import read_json
@@ -66,7 +67,8 @@ def compare_again(run: Path, overrides: Sequence[str] = (), trust: Sequence[str]
     for path, own in written.items():
         write_lines(own, path)
     missing = {name: why for name, why in found["failed"].items() if not _stored(run, name)}
-    again = {**found, **stages[max(stages, key=int)], "stages": stages, "failed": missing}
+    kept = {key: value for key, value in found.items() if key not in (*AREAS, "sets")}  # an area may have no delta now
+    again = {**kept, **stages[max(stages, key=int)], "stages": stages, "failed": missing}
     again |= {"fingerprint": board.fingerprint(sets), "config": {**found["config"], "sets": nodes}}
     results = {**results, "capability": again}
     report.write_results(results, run)
