@@ -1,5 +1,8 @@
 """Fixtures that many tests share."""
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,35 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("third-party sample data (../shared/data) is not beside this checkout")
     return folder
+
+
+MODELS = Path(os.environ.get("TRACE_HYDRA_STORE", Path.home() / ".cache" / "trace_hydra")) / "models"
+"""Base models that were converted once; all that tests share with the user's store."""
+
+
+def make_store(folder: Path) -> Path:
+    MODELS.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "models").symlink_to(MODELS)
+    return folder
+
+
+def pytest_configure(config):
+    """Fixtures of wider scope than a test share a store of the session."""
+    config.session_store = tempfile.mkdtemp(prefix="trace_hydra-tests-")
+    os.environ["TRACE_HYDRA_STORE"] = str(make_store(Path(config.session_store) / "store"))
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(config.session_store, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path_factory, monkeypatch):
+    """Each test has a store of its own."""
+    store = make_store(tmp_path_factory.mktemp("tests") / "store")
+    monkeypatch.setenv("TRACE_HYDRA_STORE", str(store))
+    return store
 
 
 def compose_config(overrides: list[str]):
@@ -66,12 +98,13 @@ def run_tiny(directory: Path, overrides: list[str], cut=None):
     from types import SimpleNamespace
     from unittest.mock import patch
 
-    from trace_hydra import run, train
+    from trace_hydra import run
+    from trace_hydra.live import Live
     from trace_hydra.plan import Effort
     from trace_hydra.stage import StageModule
 
     rows = [] if "data=trace" in overrides else ["data.rows.train=6", "data.rows.test=3"]
-    config = compose_config([*TINY, *rows, f"paths.runs={directory}", *overrides])
+    config = compose_config([*TINY, *rows, f"paths.runs={directory}", f"paths.store={directory / 'store'}", *overrides])
     seen = SimpleNamespace(
         config=config,
         terms={},
@@ -83,13 +116,14 @@ def run_tiny(directory: Path, overrides: list[str], cut=None):
         rates={},
         directory=directory / "run",
     )
-    load, train_stage, begin = run._load, train.train_stage, StageModule.on_train_start
+    load, train_stage, begin = Live._begin, Live._train, StageModule.on_train_start
 
-    def watch_load(config, parts, prepared, abilities):
-        seen.parts, seen.method, seen.data, seen.views = parts, parts.method, prepared.data, prepared.views
-        seen.ctx = load(config, parts, prepared, abilities)
-        seen.weights_before = {name: weight.clone() for name, weight in seen.ctx.model.state_dict().items()}
-        return seen.ctx
+    def watch_begin(live):
+        load(live)
+        seen.parts, seen.method, seen.ctx = live.parts, live.method, live._ctx
+        seen.data, seen.views = live.prepared.data, live.prepared.views
+        if seen.weights_before is None:
+            seen.weights_before = {name: weight.clone() for name, weight in seen.ctx.model.state_dict().items()}
 
     def watch_start(module):
         stage = module.ctx.stage.index
@@ -100,14 +134,18 @@ def run_tiny(directory: Path, overrides: list[str], cut=None):
         seen.modules = [*getattr(seen, "modules", []), module]
         begin(module)
 
-    def watch_stage(config, parts, ctx, carried):
+    def watch_stage(live, stage):
         seen.modules = []
-        if cut and ctx.stage.index <= cut[0]:
-            if ctx.stage.index == cut[0]:
-                _restore(ctx.model, parts.method, cut[1])
+        if cut and stage.index <= cut[0]:
+            if stage.index == cut[0]:
+                live._begin()
+                _restore(live._ctx.model, live.method, cut[1])
+                live._changed, live.row = set(live._ctx.model.state_dict()), stage.index
             return Effort(0, 0, 0.0, 0, 0.0, 0)
-        effort = train_stage(config, parts, ctx, carried)
-        seen.snapshots[ctx.stage.index] = _snapshot(ctx.model, parts.method)
+        effort = train_stage(live, stage)
+        ctx, method = live._ctx, live.method
+        seen.ctx, seen.method = ctx, method
+        seen.snapshots[ctx.stage.index] = _snapshot(ctx.model, method)
         for module in seen.modules:
             seen.rates[ctx.stage.index] = module.optimizers().param_groups[0]["lr"]
             seen.terms.setdefault(ctx.stage.index, {}).update(module.seen_terms)
@@ -117,14 +155,15 @@ def run_tiny(directory: Path, overrides: list[str], cut=None):
 
     seen.directory.mkdir(parents=True, exist_ok=True)
     with (
-        patch.object(run, "_load", watch_load),
-        patch.object(train, "train_stage", watch_stage),
+        patch.object(Live, "_begin", watch_begin),
+        patch.object(Live, "_train", watch_stage),
         patch.object(StageModule, "on_train_start", watch_start),
         patch.object(run, "show_plan"),
     ):
         seen.op = run.run(config, seen.directory)
     seen.results = json.loads((seen.directory / "results.json").read_text())
-    seen.weights_after = {name: weight.clone() for name, weight in seen.ctx.model.state_dict().items()}
+    if hasattr(seen, "ctx"):  # not where the store had everything
+        seen.weights_after = {name: weight.clone() for name, weight in seen.ctx.model.state_dict().items()}
     return seen
 
 

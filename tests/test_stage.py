@@ -159,7 +159,7 @@ def with_method(monkeypatch, method):
 
 def test_non_finite_loss_stops_with_stage_step_and_rows(tmp_path, monkeypatch):
     with_method(monkeypatch, Broken())
-    with pytest.raises(MethodError, match=r"stage 2 \(NumGLUE-cm\).*'lm' is nan at step 1, rows train-"):
+    with pytest.raises(MethodError, match=r"stage 2 \(NumGLUE-cm\).*step 1: loss term 'lm' is nan, rows train-"):
         run_tiny(tmp_path, [TWO])
     assert not (tmp_path / "run" / "results.json").exists()
 

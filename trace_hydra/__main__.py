@@ -8,11 +8,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from trace_hydra import diagnose, entry, schema
-from trace_hydra.errors import TraceHydraError
+from trace_hydra import diagnose, entry, guard, job, schema
+from trace_hydra.errors import Stopped, TraceHydraError
 
-EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130
+EXIT_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 75, 130
 
 
 def compose_and_run() -> float | None:
@@ -22,33 +21,72 @@ def compose_and_run() -> float | None:
 
     @hydra.main(version_base="1.3", config_path=str(entry.project_root() / "conf"), config_name="config")
     def task(config: DictConfig) -> float | None:
-        directory = Path(HydraConfig.get().runtime.output_dir)
-        try:
-            if config.cost is not None:
-                from trace_hydra.cost import report  # these load torch; `--cfg job` must not
-
-                return report(config, directory)
-            from trace_hydra.run import run
-
-            return run(config, directory)
-        except TraceHydraError as error:
-            diagnose.discard_empty(directory)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                # `sys.exit` in a job would end the whole sweep; the launcher goes on and exits 1 at the end.
-                raise
-            diagnose.fail(str(error), EXIT_ERROR)
-        except KeyboardInterrupt:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise
-            diagnose.fail("interrupted; results.json was not written", EXIT_INTERRUPTED)
+        hydra_config = HydraConfig.get()
+        directory = Path(hydra_config.runtime.output_dir)
+        run_job = run_in_sweep if hydra_config.mode == RunMode.MULTIRUN else run_alone
+        return run_job(config, directory, list(hydra_config.overrides.task))
 
     return task()
 
 
+def run_alone(config: DictConfig, directory: Path, overrides: list[str]) -> float | None:
+    """Run the one job of a command; ends the process with a message and an exit code if it cannot be finished."""
+    try:
+        with job.watched(directory, overrides, fail_fast=False):
+            return _run(config, directory)
+    except TraceHydraError as error:
+        diagnose.discard_empty(directory, job.ERROR)  # the message says it all
+        diagnose.fail(str(error), EXIT_ERROR)
+    except Stopped as stop:
+        diagnose.fail(f"{stop}; the same command goes on from there", EXIT_STOPPED)
+    except KeyboardInterrupt:
+        diagnose.fail("interrupted; the same command goes on from the last checkpoint", EXIT_INTERRUPTED)
+
+
+def run_in_sweep(config: DictConfig, directory: Path, overrides: list[str]) -> float | None:
+    """Run one job of a sweep, maybe in a process of a launcher.
+
+    Raises:
+        NotStarted: If the sweep was halted.
+        JobEnded: If the job failed or, in a sweep that hears of it, was stopped. Its message is all that is left of the
+            error: launchers pickle what a job raises, and one that raised `Stopped` would tear the others down.
+    """
+    try:
+        with job.watched(directory, overrides, fail_fast=config.sweep.fail_fast):
+            return _run(config, directory)
+    except job.NotStarted:
+        diagnose.discard_empty(directory)
+        raise
+    except Stopped as stop:
+        job.report_end(stop, directory)
+        if job.halt_file() is None:  # another sweeper
+            raise
+        raise job.JobEnded(str(stop)) from None
+    except Exception as error:  # noqa: BLE001 - it stands in error.txt; the others go on
+        job.report_end(error, directory)
+        raise job.JobEnded(str(error) or type(error).__name__) from None
+
+
+def _run(config: DictConfig, directory: Path) -> float | None:
+    guard.check_consent(config, HydraConfig.get().overrides.task)
+    if config.cost is not None:
+        from trace_hydra.cost import report  # these load torch; `--cfg job` must not
+
+        return report(config, directory)
+    from trace_hydra.run import run
+
+    return run(config, directory)
+
+
 def main() -> None:
-    """Run the command line; exit codes: 0 done, 2 what a user can mend, 130 interrupted, 1 anything else."""
+    """Run the command line; exit codes: 0 done, 2 what a user can mend, 75 stopped by a signal, 130 interrupted
+    twice, 1 anything else."""
     sys.argv[1:] = entry.rewrite_overrides(sys.argv[1:])
     with diagnose.composition_errors(sys.argv[1:]):
+        try:
+            guard.check_command_line(sys.argv[1:])
+        except TraceHydraError as error:
+            diagnose.fail(str(error), EXIT_ERROR)
         compose_and_run()
 
 

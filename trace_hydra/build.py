@@ -9,13 +9,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trace_hydra.capability.base import CapabilitySet
+from trace_hydra.credentials import secret_problems
 from trace_hydra.data.reasoning import SPLITTERS
 from trace_hydra.data.task import TRACE_TASKS, TaskSpec, task_spec
+from trace_hydra.entry import NAMED_NODES
 from trace_hydra.errors import ConfigError, TraceHydraError, problem_list
 from trace_hydra.keys import name_of
 from trace_hydra.methods.base import Method
 from trace_hydra.models.tuning import Tuning
-from trace_hydra.targets import ALLOWED_TARGETS, find_targets, instantiate, target_problems
+from trace_hydra.names import safe_name
+from trace_hydra.targets import find_targets, instantiate, target_problems, trust_problems
 
 _CHOICES = {
     "protocol.scoring": ("official", "corrected"),
@@ -101,11 +104,16 @@ def _collect(config: DictConfig, problems: list[str], files: bool = True) -> Par
     except OmegaConfBaseException as error:
         problems.append(f"an interpolation cannot be resolved: {str(error).splitlines()[0]}")
         return None
+    if secrets := secret_problems(plain):  # alone: other messages show values
+        problems += secrets
+        return None
+    problems += _name_problems(config)
     problems += _value_problems(config)
     specs = _task_specs(config, problems)
-    allowed = (*ALLOWED_TARGETS, *config.trust.targets)
-    targets = list(find_targets(plain))
-    bad = [problem for path, node in targets for problem in target_problems(path, node, allowed)]
+    trusted = list(config.trust.targets)
+    bad = trust_problems(trusted)
+    if not bad:
+        bad = [problem for path, node in find_targets(plain) for problem in target_problems(path, node, trusted)]
     problems += bad
     if bad:
         return None
@@ -113,6 +121,23 @@ def _collect(config: DictConfig, problems: list[str], files: bool = True) -> Par
     if parts is not None:
         problems += _fit_problems(config, parts, files)
     return parts
+
+
+def _name_problems(config: DictConfig) -> Iterator[str]:
+    """Problems of names that become folders and files: of the run directory's parts, tasks and capability sets."""
+    named = [(f"{node}.name", OmegaConf.select(config, f"{node}.name")) for node in NAMED_NODES]
+    named = [(key, value) for key, value in named if value is not None]
+    for key in ("data.tasks", "capability.sets"):
+        node = OmegaConf.select(config, key)
+        if node is not None and not isinstance(node, DictConfig):
+            yield f"{key}={node} must be a mapping."
+        else:
+            named += [(f"a name in {key}", name) for name in node or ()]
+    for key, name in named:
+        try:
+            safe_name(str(name), key)
+        except ConfigError as error:
+            yield str(error)
 
 
 def _value_problems(config: DictConfig) -> Iterator[str]:
@@ -224,7 +249,7 @@ def capability_sets(nodes: Mapping[str, Any], problems: list[str]) -> dict[str, 
             problems.append(f"capability.sets.{key} has no _target_; it names the class to build.")
             continue
         plain = {
-            name: None if name == "judge" and not (value or {}).get("_target_") else value
+            name: None if name == "judge" and not (isinstance(value, Mapping) and "_target_" in value) else value
             for name, value in node.items()
         }
         try:

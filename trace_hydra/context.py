@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trace_hydra.data.encode import EncodedRow, Encoder, bucketed_steps, collate
 from trace_hydra.data.task import Example
+from trace_hydra.errors import MethodError
 from trace_hydra.models import forward
 from trace_hydra.models.generate import Decoding, Generated, generate
 from trace_hydra.models.tuning import Tuning
@@ -45,7 +46,7 @@ class StageContext:
     batch_tokens: int
     """Padded tokens of one generation batch."""
     instructions: Mapping[str, str]
-    """Task name -> the head that its prompts share."""
+    """Task name -> the head that its prompts share, in training order."""
     alignment: tuple[Example, ...]
     """Alignment rows of the data (LIMA), or none."""
     epochs_of: Callable[[str], int]
@@ -54,7 +55,10 @@ class StageContext:
     data_seed: int
     autocast: Callable[[], Any]
     """Context manager of the trainer's precision, for forward passes outside a fit."""
-    num_stages: int
+    total_stages: int
+    """What `num_stages` tells to methods that may know."""
+    sees_num_stages: bool = True
+    makes_rows: bool = True
     all_tasks: Mapping[str, TrainTask] | None = None
     """Filled only for methods that declare `sees_all_tasks`."""
     prefix: Sequence[int] = ()
@@ -66,11 +70,34 @@ class StageContext:
     generated: list[Generated] = field(default_factory=list)
     """What `generate` made since the list was last cleared; evaluation reads token counts from it."""
     on_generated: Callable[[int, int], None] | None = None
+    training: bool = False
+    """Whether a stage is being trained, from `begin_stage` to `end_stage`."""
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of the run.
+
+        Raises:
+            MethodError: If the method does not declare `sees_num_stages`: its stages would be shared with runs of other
+                lengths.
+        """
+        if not self.sees_num_stages:
+            raise MethodError(
+                "the method reads ctx.num_stages without declaring it; set the class attribute sees_num_stages = True."
+            )
+        return self.total_stages
 
     def enter(self, stage: Stage, task: TrainTask) -> None:
         """Move to a stage."""
         self.stage, self.task = stage, task
-        self.rng = Random(f"{self.data_seed}-{stage.index}-{task.name}")
+        self.rng = Random(f"{self.data_seed}-{stage.draw}-{task.name}")
+
+    def heads(self) -> tuple[str, ...]:
+        """List the instructions of the tasks so far; later ones may not change how a row is cut."""
+        if self.stage.apart:
+            return (self.task.instruction,)
+        known = tuple(self.instructions.values())
+        return known if self.all_tasks is not None else known[: max(1, self.stage.index)]
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """List the parameters that train now, by name."""
@@ -78,7 +105,7 @@ class StageContext:
 
     def encode(self, examples: Sequence[Example]) -> list[EncodedRow]:
         """Encode rows for training, each with its task's instruction and behind the soft prompt."""
-        rows = encode_rows(self.encoder, examples, tuple(self.instructions.values()))
+        rows = encode_rows(self.encoder, examples, self.heads())
         return [row.behind(self.prefix) for row in rows] if self.prefix else rows
 
     def batches(self, examples: Sequence[Example], batch_size: int) -> Iterator[dict[str, Any]]:
@@ -114,7 +141,15 @@ class StageContext:
             stop: Strings that end an answer; the text may hold the string and a little more.
             max_prompt_tokens: Replaces the protocol's limit.
             prefixes: Ids of soft prompts before each prompt, instead of `prefix` before all.
+
+        Raises:
+            MethodError: While a stage trains, if the method does not declare `makes_rows`: decoding is then no part of
+                what its stages are known by.
         """
+        if self.training and not self.makes_rows:
+            raise MethodError(
+                "the method generates while it trains without declaring it; set the class attribute makes_rows = True."
+            )
         ids, _ = self.encoder.prompts(prompts, instruction, max_prompt_tokens)
         heads = prefixes if prefixes is not None else [self.prefix] * len(ids)
         ids = [[*head, *one] for head, one in zip(heads, ids, strict=True)]

@@ -74,13 +74,13 @@ def report(config: DictConfig, directory: Path) -> None:
     _show(config, estimate, [str(one["text"]) for one in verdicts], path)
 
 
-def estimate_run(config: DictConfig, parts: Parts) -> Estimate:
-    """Estimate a run whose parts are built.
+def estimate_run(config: DictConfig, parts: Parts, rows: RunRows | None = None) -> Estimate:
+    """Estimate a run whose parts are built; its rows are counted unless they are given.
 
     Raises:
         ConfigError: If neither the model's architecture nor the rows are known.
     """
-    rows = rows_of(config, parts)
+    rows = rows or rows_of(config, parts)
     model = skeleton(parts)
     memory = Memory(
         shape_of(model),

@@ -1,7 +1,7 @@
 """Rows of a run that is estimated: counted where they and the tokenizer are at hand, else from published counts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
@@ -68,16 +68,25 @@ def rows_of(config: DictConfig, parts: Parts) -> RunRows:
     return RunRows(tasks, len(data.alignment), ("rows and tokens: counted",))
 
 
-def _counted(config: DictConfig, spec: TaskSpec, task: Any, encoder: Encoder) -> TaskRows:
-    rows = encoder.pairs(task.train, task.instruction)
-    prompts, _ = encoder.prompts([row.prompt for row in task.test], task.instruction)
+def sampled_rows(
+    config: DictConfig, specs: Mapping[str, TaskSpec], data: TaskData, encoder: Encoder, sample: int
+) -> RunRows:
+    """Count rows that are loaded; lengths are those of about `sample` rows a split, spread over it evenly."""
+    tasks = tuple(_counted(config, specs[name], task, encoder, sample) for name, task in data.tasks.items())
+    return RunRows(tasks, len(data.alignment), (f"rows: counted, lengths of {sample} a split",))
+
+
+def _counted(config: DictConfig, spec: TaskSpec, task: Any, encoder: Encoder, sample: int | None = None) -> TaskRows:
+    train, test = (split[:: max(1, len(split) // sample) if sample else 1] for split in (task.train, task.test))
+    rows = encoder.pairs(train, task.instruction)
+    prompts, _ = encoder.prompts([row.prompt for row in test], task.instruction)
     tokens, answers = [len(row.ids) for row in rows], [len(row.ids) - row.num_prompt for row in rows]
     asked = [len(ids) for ids in prompts]
     return TaskRows(
         name=spec.name,
         train=len(task.train),
         test=len(task.test),
-        row_bytes=_json_bytes(task.train),
+        row_bytes=_json_bytes(train),
         row_tokens=_mean(tokens),
         answer_tokens=_mean(answers),
         longest_row=max(tokens),

@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from trace_hydra import entry, schema
 from trace_hydra.errors import problem_list
@@ -43,9 +44,9 @@ def fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def discard_empty(directory: Path) -> None:
-    """Take a run directory away that holds nothing but what Hydra put there."""
-    if {path.name for path in directory.iterdir()} <= {".hydra", "trace_hydra.log"}:
+def discard_empty(directory: Path, *also: str) -> None:
+    """Take a run directory away that holds nothing but what Hydra put there, and files named `also`."""
+    if {path.name for path in directory.iterdir()} <= {".hydra", "trace_hydra.log", *also}:
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -65,7 +66,7 @@ def composition_errors(arguments: Sequence[str]) -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         if before == "1":
             raise
         fail(problem_list(diagnose(arguments) or [str(error)]), 2)
@@ -129,7 +130,7 @@ def _attempt(overrides: list[str], folder: list[str], problems: list[str]) -> Di
         for single in _expand(overrides):
             config = compose(config_name="config", overrides=[*folder, *single])
         return config
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         cause = f" {_first_lines(error.__cause__)}" if isinstance(error.__cause__, Exception) else ""
         problems.append(_first_lines(error) + cause)
         return None

@@ -9,11 +9,15 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from trace_hydra.errors import ConfigError
 from trace_hydra.keys import name_of, run_key
+from trace_hydra.names import LONGEST_PART, safe_name
 
 _PACKAGE = Path(__file__).resolve().parent
 # `seed=0,1`: Hydra 1.3 refuses numbers as options of a group, so they are quoted before it reads them.
 _NUMBERED = re.compile(r"seed=(\d+(?:,\d+)*)")
+NAMED_NODES = ("model", "method", "tuning", "data", "task_order")
+"""Parts of the configuration whose names make the run directory's."""
 _MULTIRUN = ("-m", "--multirun")
 # `task_order=[A,B]` (or several lists, for a sweep): Hydra would look for option files A.yaml and B.yaml.
 _ORDER_LIST = re.compile(r"task_order=(\[.*\])")
@@ -42,9 +46,19 @@ def rewrite_overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def run_directory_name(config: DictConfig) -> str:
-    """Name a run's folder from what it does; the last part is the run key, a hash of the whole configuration."""
-    parts = [name_of(config, node) for node in ("model", "method", "tuning", "data", "task_order")]
-    return "-".join([*parts, f"seed{config.seed.train}", run_key(config)])
+    """Name a run's folder from what it does; the last part is the run key, a hash of the whole configuration.
+
+    Raises:
+        ConfigError: If the names of the parts cannot be a folder's.
+    """
+    parts = [safe_name(name_of(config, node), f"{node}.name") for node in NAMED_NODES]
+    name = "-".join([*parts, f"seed{config.seed.train}", run_key(config)])
+    if len(name) > LONGEST_PART:
+        raise ConfigError(
+            f"the names of {', '.join(NAMED_NODES)} make a folder of {len(name)} characters, more than {LONGEST_PART}. "
+            "Shorten one of them, such as model.name."
+        )
+    return name
 
 
 def register_resolvers() -> None:

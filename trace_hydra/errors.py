@@ -31,6 +31,14 @@ class StoreError(TraceHydraError):
     """A file or folder of a run that cannot be written, read or trusted."""
 
 
+class Stopped(BaseException):
+    """A signal asked the run to stop; the same command goes on from there. No `Exception`: nothing may swallow it."""
+
+    def __init__(self, signal: str):
+        super().__init__(f"stopped by {signal}")
+        self.signal = signal
+
+
 def problem_list(problems: Sequence[str]) -> str:
     """Join problems to one message: a single one as it is, several as a counted list."""
     if len(problems) == 1:

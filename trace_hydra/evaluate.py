@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import torch
@@ -52,29 +53,58 @@ def cells_to_score(cells: str, tasks: Sequence[str], *, row0: bool, next_task: b
     return chosen
 
 
-def score_cell(method: Method, ctx: StageContext, task: Task, view: TrainTask, *, protocol: Any) -> CellResult:
-    """Answer a task's test rows with the model as it is and score them.
+def answer_prompts(
+    method: Method, ctx: StageContext, prompts: Sequence[str], view: TrainTask
+) -> tuple[list[dict[str, Any]], int]:
+    """Let the model answer as it is.
 
-    Training's random state is as before afterwards.
+    Training's random state is as before afterwards, and answers do not depend on what was answered before.
+
+    Returns:
+        A JSON object a prompt (raw: the method's answer; new_tokens, stopped, and generated where the method took its
+        answer out of a longer text), and the number of prompt and generated tokens.
 
     Raises:
         MethodError: If the method gives another number of answers than prompts, or something else than strings.
     """
-    prompts = [example.prompt for example in task.test]
     ctx.model.to(ctx.device)  # type: ignore[arg-type]
-    was_training = ctx.model.training
+    was_training, rng = ctx.model.training, ctx.rng
     ctx.model.eval()
     ctx.generated.clear()
     devices = [ctx.device] if ctx.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        raw = method.answer(ctx, prompts, view)
-    ctx.model.train(was_training)
+    ctx.rng = Random(f"{ctx.generation_seed}-{view.name}-answers")
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(ctx.rng.getrandbits(32))
+            raw = method.answer(ctx, prompts, view)
+    finally:
+        ctx.rng = rng
+        ctx.model.train(was_training)
     if len(raw) != len(prompts) or not all(isinstance(text, str) for text in raw):
         raise MethodError(
-            f"{type(method).__name__}.answer gave {len(raw)} answers to {len(prompts)} prompts of {task.name}; it must "
+            f"{type(method).__name__}.answer gave {len(raw)} answers to {len(prompts)} prompts of {view.name}; it must "
             "give one string a prompt."
         )
-    predictions = [final_prediction(cut_at(text, view.stop), task.spec) for text in raw]
+    made = ctx.generated if len(ctx.generated) == len(prompts) else [None] * len(prompts)
+    answers = [
+        {
+            "raw": text,
+            "new_tokens": generated.num_new if generated else None,
+            "stopped": generated.stopped if generated else None,
+            # What the model wrote, where the method took its answer out of it.
+            **({"generated": generated.text} if generated and generated.text != text else {}),
+        }
+        for text, generated in zip(raw, made, strict=True)
+    ]
+    return answers, sum(one.num_prompt + one.num_new for one in ctx.generated)
+
+
+def score_answers(
+    answers: Sequence[dict[str, Any]], tokens: int, task: Task, view: TrainTask, protocol: Any
+) -> CellResult:
+    """Score the answers to a task's test rows."""
+    prompts = [example.prompt for example in task.test]
+    predictions = [final_prediction(cut_at(one["raw"], view.stop), task.spec) for one in answers]
     score = score_task(
         task=task.name,
         metric=task.spec.metric,
@@ -85,22 +115,16 @@ def score_cell(method: Method, ctx: StageContext, task: Task, view: TrainTask, *
         predictions=predictions,
         instruction=view.instruction,
     )
-    made = ctx.generated if len(ctx.generated) == len(prompts) else [None] * len(prompts)
     records = [
         {
             "id": example.id,
             "prompt_sha256": hashlib.sha256(example.prompt.encode("utf-8", "surrogatepass")).hexdigest(),
-            "raw": text,
+            "raw": one["raw"],
             "prediction": prediction,
             "reference": example.answer,
             "scores": scores,
-            "new_tokens": generated.num_new if generated else None,
-            "stopped": generated.stopped if generated else None,
-            # What the model wrote, where the method took its answer out of it.
-            **({"generated": generated.text} if generated and generated.text != text else {}),
+            **{key: value for key, value in one.items() if key != "raw"},
         }
-        for example, text, prediction, scores, generated in zip(
-            task.test, raw, predictions, score.rows, made, strict=True
-        )
+        for example, one, prediction, scores in zip(task.test, answers, predictions, score.rows, strict=True)
     ]
-    return CellResult(score, records, sum(one.num_prompt + one.num_new for one in ctx.generated))
+    return CellResult(score, records, tokens)

@@ -33,16 +33,20 @@ def write_bytes(content: bytes, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("wb") as file:
+            partial.unlink(missing_ok=True)  # of a killed process with this number
+            with partial.open("xb") as file:  # never through a link that waits there
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}. Free space or change paths.runs.") from error
+        raise StoreError(
+            f"cannot write {path}: {error.strerror or error}; it takes {len(content):,} bytes. Free space or change "
+            "paths.runs (or paths.store, if it lies there)."
+        ) from error
 
 
 def write_lines(records: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -51,11 +55,16 @@ def write_lines(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
         StoreError: If the file cannot be written.
     """
+    write_bytes(as_lines(records), path)
+
+
+def as_lines(records: Sequence[Mapping[str, Any]]) -> bytes:
+    """Write JSON lines to memory."""
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    write_bytes(text.encode("utf-8", "backslashreplace"), path)
+    return text.encode("utf-8", "backslashreplace")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Bring the new name to disk too; some systems cannot open folders, there the file system decides."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)

@@ -8,7 +8,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 # Nodes that change neither weights nor scores, so they stay out of the run key.
-NOT_IN_RUN_KEY = ("paths", "logger", "callbacks", "hydra", "trust", "progress", "cost")
+NOT_IN_RUN_KEY = (
+    "paths", "logger", "callbacks", "hydra", "trust", "progress", "cost", "store", "checkpoint", "sweep",
+)  # fmt: skip
 
 
 def digest(value: Any, length: int = 16) -> str:
@@ -60,18 +62,3 @@ def protocol_fingerprint(
     """
     parts = {key: value for key, value in protocol.items() if key != "name"}
     return digest({"protocol": parts, "data": dict(data), "tasks": dict(tasks), "template": template}, 12)
-
-
-def stage_keys(base: Mapping[str, Any], stages: list[Mapping[str, Any]]) -> list[str]:
-    """Hash every stage with what came before it, so equal keys mean equal weights.
-
-    Args:
-        base: What all stages share: model, tuning, method, encoding, optimizer, precision, seeds.
-        stages: In order, what each stage adds: task, hash of its train rows, epochs.
-    """
-    keys: list[str] = []
-    previous = digest(base)
-    for stage in stages:
-        previous = digest([previous, stage])
-        keys.append(previous)
-    return keys

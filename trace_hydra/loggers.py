@@ -1,19 +1,26 @@
-"""Loggers by `logger=`: W&B (default), CSV, TensorBoard. They never prompt and never end a run."""
+"""Loggers by `logger=`: W&B (default), CSV, TensorBoard. They never prompt and never end a run.
+
+A run that is started again in its directory goes on where its loggers were: the same W&B run, the same CSV file.
+"""
 
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
-from io import StringIO
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from trace_hydra.callbacks.log import attempt, is_rank_zero, log_matrix, log_metrics, log_summary
+from trace_hydra.credentials import secret_problems
+from trace_hydra.csv_file import CsvFile
 from trace_hydra.errors import ConfigError
 from trace_hydra.plan import RunInfo
+from trace_hydra.wandb_link import FLUSH_S, finish_run, open_run, patience, server_answers
+from trace_hydra.wandb_media import MediaQueue
+from trace_hydra.wandb_pieces import UPLOADED, earlier, is_offline, is_uploaded, pieces, run_id, sync_command
 
 __all__ = [
     "close_loggers",
@@ -30,6 +37,48 @@ log = logging.getLogger(__name__)
 
 MODES = ("auto", "online", "offline", "disabled")
 _TAG_LENGTH, _GROUP_LENGTH = 64, 128  # W&B refuses longer ones
+_OPEN: "dict[str, RunLogger]" = {}  # W&B id -> its logger; wandb itself refuses an id that is in use
+
+
+class RunLogger(WandbLogger):
+    """One start of a W&B run.
+
+    Args:
+        experiment: A wandb.Run.
+        directory: The run's.
+        logged: What earlier starts logged, `callbacks.log.unlogged`.
+        finish_timeout_s: Seconds that its end may take while the server answers.
+    """
+
+    def __init__(self, *, experiment: Any, directory: Path, logged: Mapping[str, float], finish_timeout_s: float):
+        super().__init__(experiment=experiment, project=experiment.project)
+        self.directory, self.logged, self.finish_timeout_s = directory, logged, finish_timeout_s
+        self.run_id, self.folder, self.started = experiment.id, Path(experiment.settings.sync_dir), time.monotonic()
+        self._media: MediaQueue | None = None
+        if not experiment.offline:
+            answers = partial(server_answers, experiment)
+            self._media = MediaQueue(experiment, answers, lambda write: attempt(self, write))
+        _OPEN[self.run_id] = self
+
+    def log_media(self, entry: dict[str, Any]) -> None:
+        """Log an entry with tables or pictures without waiting for the server."""
+        (self._media.put if self._media else self.experiment.log)(entry)
+
+    def close(self, exit_code: int) -> None:
+        """End it, and say how to upload what the server does not have."""
+        _OPEN.pop(self.run_id, None)
+        patience_s = min(self.finish_timeout_s, patience(time.monotonic() - self.started))
+        if self._media:
+            self._media.close(patience_s)
+        complete = finish_run(
+            self.experiment, exit_code, patience_s=patience_s, timeout_s=self.finish_timeout_s, alone=not _OPEN
+        )
+        if complete:
+            attempt(self, (self.folder / UPLOADED).touch)
+        found = [*(one for one in pieces(self.directory, self.run_id) if one != self.folder)]
+        command = sync_command([*found, self.folder] if self.folder.is_dir() else found)
+        if command:
+            log.info("W&B: the run is on disk; upload it with\n  %s", command)
 
 
 def open_loggers(factories: Iterable[Callable[[RunInfo], Logger | None]], run: RunInfo) -> list[Logger]:
@@ -52,20 +101,20 @@ def open_loggers(factories: Iterable[Callable[[RunInfo], Logger | None]], run: R
 def close_loggers(loggers: Iterable[Logger], exit_code: int) -> None:
     """Write out and close. `exit_code` is 0 for a finished run; W&B shows others as failed."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            _finish(logger, exit_code)
+        if isinstance(logger, RunLogger):
+            attempt(logger, lambda logger=logger: logger.close(exit_code))
         else:
             status = "success" if exit_code == 0 else "failed"
             attempt(logger, lambda logger=logger, status=status: logger.finalize(status))
 
 
-def csv_logger(run: RunInfo) -> CSVLogger:
+def csv_logger(run: RunInfo) -> CsvFile:
     """Log to `<run>/csv/metrics.csv`."""
-    return CSVLogger(save_dir=run.directory, name="csv", version="", flush_logs_every_n_steps=1)
+    return CsvFile(run.directory / "csv" / "metrics.csv")
 
 
 def tensorboard_logger(run: RunInfo) -> TensorBoardLogger:
-    """Log event files to `<run>/tensorboard`.
+    """Log event files to `<run>/tensorboard`, one for each start of the run.
 
     Raises:
         ConfigError: If the tensorboard package is missing.
@@ -87,11 +136,15 @@ def wandb_logger(
     group: str | None,
     job_type: str,
     tags: Sequence[str],
+    probe_timeout_s: float,
     init_timeout_s: float,
     finish_timeout_s: float,
     settings: Mapping[str, Any],
 ) -> WandbLogger | None:
     """Open one W&B run for this job, online if a key is configured, offline otherwise or if that fails.
+
+    A run directory is one W&B run however often it is started, by the id in its `wandb_id`; a start goes on with what
+    the ones before have not logged. It stays offline while an earlier one is not uploaded.
 
     Args:
         run: The plan; its name, configuration and directory are the W&B run's.
@@ -102,8 +155,10 @@ def wandb_logger(
         group: None: `<method>-<task order>-<model>`.
         job_type: W&B job type.
         tags: Beside method, model and protocol fingerprint.
-        init_timeout_s: Seconds to wait for the server before going offline.
-        finish_timeout_s: Seconds to wait at the end for what is not uploaded yet; it stays on disk.
+        probe_timeout_s: Seconds the server has to answer a first question; then the run is offline.
+        init_timeout_s: Seconds a server that answered has to take the run; then it is offline.
+        finish_timeout_s: Seconds to wait at the end for what is not uploaded yet; it stays on disk. Less if the server
+            does not answer: `wandb_link.patience`.
         settings: More fields of `wandb.Settings`.
 
     Returns:
@@ -123,7 +178,13 @@ def wandb_logger(
         raise ConfigError(f"logger.wandb.settings has unknown keys {unknown}; see wandb.Settings.")
     if not is_rank_zero():
         return None
+    name = os.environ.get("WANDB_RUN_ID") or run_id(run.directory)
+    if name in _OPEN:
+        _OPEN[name].close(exit_code=1)  # of a job that was not closed
+    before = pieces(run.directory, name)
     arguments = {
+        "id": name,
+        "resume": "allow",
         "project": project,
         "entity": entity,
         "name": run.name,
@@ -134,108 +195,36 @@ def wandb_logger(
         "dir": str(run.directory),
         "reinit": "create_new",  # a sweep has several jobs in one process
     }
-    quiet = {"silent": True, "quiet": True, "console": "off", "save_code": False}
-    limits = {"init_timeout": init_timeout_s, "finish_timeout": finish_timeout_s, "finish_timeout_raises": True}
-    experiment = _open_run(arguments, {**quiet, **limits, **settings}, mode)
-    return None if experiment is None else WandbLogger(experiment=experiment, project=project)
+    fixed = {
+        **{"silent": True, "quiet": True, "console": "off", "save_code": False},
+        **{"init_timeout": init_timeout_s, "finish_timeout": finish_timeout_s, "finish_timeout_raises": True},
+        "x_transaction_log_flush_interval": FLUSH_S,
+        **settings,
+    }
+    held_back = any(is_offline(piece) and not is_uploaded(piece) for piece in before)
+    experiment = open_run(arguments, fixed, mode, probe_timeout_s=probe_timeout_s, held_back=held_back, alone=not _OPEN)
+    if experiment is None:
+        return None
+    known = earlier(run.directory, name)
+    if known.next_step > experiment.starting_step:
+        experiment.log({}, step=known.next_step)
+    return RunLogger(
+        experiment=experiment, directory=run.directory, logged=known.logged, finish_timeout_s=finish_timeout_s
+    )
 
 
 def plain_config(value: Any) -> Any:
-    """Turn a configuration into JSON values without periods in keys, which W&B would split at."""
+    """Turn a configuration into JSON values without periods in keys, which W&B would split at, and without secrets."""
     if isinstance(value, Mapping):
-        return {str(key).replace(".", "_"): plain_config(one) for key, one in value.items()}
+        return {
+            str(key).replace(".", "_"): "(secret)" if _is_secret(key, one) else plain_config(one)
+            for key, one in value.items()
+        }
     if isinstance(value, list | tuple):
         return [plain_config(one) for one in value]
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
-def _open_run(arguments: dict[str, Any], settings: dict[str, Any], mode: str) -> Any:
-    """Try the wanted mode, then offline; returns a wandb.Run or None."""
-    with _contained():
-        try:
-            wanted, reason = _resolve_mode(mode)
-        except Exception as error:  # noqa: BLE001 - a broken netrc or settings file must not end a run
-            wanted, reason = "offline", f"{type(error).__name__}: {error}"
-    if wanted == "disabled":
-        return None
-    for attempted in dict.fromkeys([wanted, "offline"]):
-        before = _run_folders(arguments["dir"])
-        try:
-            with _contained():
-                experiment = _init(arguments, {**settings, "mode": attempted})
-        except Exception as error:  # noqa: BLE001 - wandb raises errors of all kinds, and none is worth a run
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            _remove(_run_folders(arguments["dir"]) - before)
-            continue
-        if attempted == "online":
-            log.info("W&B: %s", experiment.url)
-        else:
-            log.info("W&B: offline (%s)", reason)
-        return experiment
-    log.warning("W&B cannot start (%s). The run goes on without it.", reason)
-    return None
-
-
-def _resolve_mode(mode: str) -> tuple[str, str]:
-    """Decide the mode without asking anyone; with the reason for offline."""
-    import wandb
-    from wandb.sdk.lib import wbauth
-
-    if mode in ("offline", "disabled"):
-        return mode, f"logger.wandb.mode={mode}"
-    settings = wandb.setup().settings  # environment and settings files
-    if mode == "auto" and settings.mode not in ("online", "run", "shared"):
-        return settings.mode.replace("dryrun", "offline"), f"WANDB_MODE or wandb's settings say {settings.mode}"
-    # `wandb.init` would ask on a terminal, so it only goes online with a key.
-    found = wbauth.authenticate_session(
-        host=settings.base_url, source="trace_hydra", prompt=False, update_session=False
-    )
-    return ("online", "") if found else ("offline", "no API key is configured")
-
-
-def _init(arguments: dict[str, Any], settings: dict[str, Any]) -> Any:
-    import wandb
-
-    experiment = wandb.init(**arguments, settings=wandb.Settings(**settings))
-    experiment.define_metric("progress/step", hidden=True)
-    experiment.define_metric("progress/stage", hidden=True)
-    experiment.define_metric("train/*", step_metric="progress/step")
-    for name in ("score/*", "matrix/*", "method/*", "capability/*", "progress/op", "progress/bwt"):
-        experiment.define_metric(name, step_metric="progress/stage")
-    return experiment
-
-
-def _finish(logger: WandbLogger, exit_code: int) -> None:
-    experiment = logger.experiment
-    folder, incomplete = experiment.settings.sync_dir, experiment.offline
-    try:
-        with _contained():
-            experiment.finish(exit_code=exit_code)
-    except Exception as error:  # noqa: BLE001 - as in _open_run; the data is on disk
-        incomplete = True
-        log.warning("W&B did not finish: %s: %s", type(error).__name__, error)
-    if incomplete:
-        log.info("W&B: the run is on disk; upload it with\n  wandb sync %s", folder)
-
-
-def _run_folders(directory: str) -> set[Path]:
-    return {path for path in Path(directory).glob("wandb/*run-*") if path.is_dir() and not path.is_symlink()}
-
-
-def _remove(folders: Iterable[Path]) -> None:
-    """Take away what a failed start left: a run folder without a run in it."""
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _contained() -> Iterator[None]:
-    """Keep wandb's messages off stderr, and put its environment variables (its service's address) back afterwards."""
-    before = {key: value for key, value in os.environ.items() if key.startswith("WANDB")}
-    with redirect_stderr(StringIO()):
-        try:
-            yield
-        finally:
-            for key in [key for key in os.environ if key.startswith("WANDB") and key not in before]:
-                del os.environ[key]
-            os.environ.update(before)
+def _is_secret(key: Any, value: Any) -> bool:
+    # `build` refuses a configuration with a secret in it; this is for one that got past it.
+    return not isinstance(value, Mapping) and bool(secret_problems({str(key): value}))

@@ -34,6 +34,15 @@ class Stage:
     """Prompt and answer tokens of all passes, after truncation, without padding."""
     key: str
     """Hash of everything that can change this stage's weights."""
+    micro_batch: int = 0
+    """Rows of a forward pass; 0: as `budget` says."""
+    apart: bool = False
+    """Whether it begins at the start model, whatever came before."""
+
+    @property
+    def draw(self) -> int:
+        """What random draws of the stage are seeded with: its index, or 1 where any order of tasks shares it."""
+        return 1 if self.apart and self.index else self.index
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,9 @@ class Effort:
     plain_step_s: float | None = None
     """Seconds that forward and backward pass of a step of plain fine-tuning take here and now, for the same weights;
     None where nothing trained, or nothing that plain fine-tuning would reach."""
+
+    skipped: int = 0
+    """Steps not taken, for a loss or gradient that was not finite (on_nonfinite=skip_batch)."""
 
     @property
     def step_ratio(self) -> float | None:
@@ -84,5 +96,7 @@ class RunInfo:
     stages: tuple[Stage, ...]
     cells: tuple[tuple[int, str, int], ...]
     """Cells of the matrix to score, in order: row (0 = before training), task, test rows."""
+    answers: Mapping[tuple[int, str], str] = field(default_factory=dict)
+    """Cell (row, task) -> key of its answers in the store."""
     disclosures: Mapping[str, Any] = field(default_factory=dict)
     """What the method needs that others do not: task ids at test, all tasks at once, gradients at test."""

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from trace_hydra import keys
+from trace_hydra import inputs, keys
 from trace_hydra.build import Parts
 from trace_hydra.context import TrainTask
 from trace_hydra.data.encode import Encoder
@@ -37,10 +37,25 @@ class Prepared:
     encoder: Encoder
     truncated: dict[str, dict[str, int]]
     """Task -> split -> rows that the length limits cut."""
+    entries: dict[str, dict[str, Any]]
+    """What decides each entry of the store: by "stages/<key>" in order, and by "answers/<row>/<task>"."""
 
 
-def prepare(config: DictConfig, parts: Parts, directory: Path) -> Prepared:
+def prepare(
+    config: DictConfig,
+    parts: Parts,
+    directory: Path,
+    count: Callable[[Task, str, Encoder], tuple[dict[str, int], int]] | None = None,
+    micro: Mapping[int, int] | None = None,
+) -> Prepared:
     """Read rows and tokenizer and plan the run that will write to `directory`.
+
+    Args:
+        config: The run's, validated.
+        parts: Built from it.
+        directory: Of the run.
+        count: Replaces `count_task`; the plan of a sweep counts what its jobs share once.
+        micro: Stage -> rows of a forward pass, where it is not `budget.micro_batch_size`.
 
     Raises:
         DataError: If rows cannot be read, or the method cannot train on them.
@@ -53,13 +68,16 @@ def prepare(config: DictConfig, parts: Parts, directory: Path) -> Prepared:
     views = {name: _view(task, protocol) for name, task in data.tasks.items()}
     if problems := [problem for view in views.values() for problem in parts.method.row_problems(view)]:
         raise DataError(f"method={keys.name_of(config, 'method')}: {problem_list(problems)}")
-    truncated, tokens = _count(data, views, encoder)
-    stages = _plan_stages(config, parts, data, tokens)
+    counts = {name: (count or count_task)(task, views[name].instruction, encoder) for name, task in data.tasks.items()}
+    truncated = {name: cut for name, (cut, _) in counts.items()}
+    tokens = {name: number for name, (_, number) in counts.items()}
     own = parts.method.cells
     evaluation = config.evaluation
     cells = cells_to_score(
         evaluation.cells, list(data.tasks), row0=evaluation.row0, next_task=evaluation.next_task, own=own
     )
+    entries = _entries(config, parts, data, views, encoder, cells, micro or {})
+    stage_keys = [name.removeprefix("stages/") for name in entries if name.startswith("stages/")]
     run = RunInfo(
         name=directory.name,
         directory=directory,
@@ -69,11 +87,12 @@ def prepare(config: DictConfig, parts: Parts, directory: Path) -> Prepared:
         protocol=protocol.name,
         fingerprint=_fingerprint(config, data, encoder),
         config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
-        stages=tuple(stages),
+        stages=tuple(_plan_stages(config, parts, data, tokens, stage_keys, micro or {})),
         cells=tuple((row, task, len(data.tasks[task].test)) for row, task in cells),
+        answers={(row, task): inputs.key_of(entries[f"answers/{row}/{task}"]) for row, task in cells},
         disclosures={key: getattr(parts.method, key) for key in DISCLOSED},
     )
-    return Prepared(run, data.tasks, views, data, tokenizer, encoder, truncated)
+    return Prepared(run, data.tasks, views, data, tokenizer, encoder, truncated, entries)
 
 
 def show_plan(prepared: Prepared) -> None:
@@ -123,37 +142,58 @@ def _view(task: Task, protocol: Any) -> TrainTask:
     )
 
 
-def _count(
-    data: TaskData, views: Mapping[str, TrainTask], encoder: Encoder
-) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
-    """Count rows that the limits cut, by task and split, and the train tokens of one pass."""
-    truncated: dict[str, dict[str, int]] = {}
-    tokens: dict[str, int] = {}
-    for name, task in data.tasks.items():
-        head = views[name].instruction
-        rows = encoder.pairs(task.train, head)
-        _, cut = encoder.prompts([example.prompt for example in task.test], head)
-        truncated[name] = {"train": sum(row.truncated for row in rows), "test": cut}
-        tokens[name] = sum(len(row.ids) for row in rows)
-    return truncated, tokens
+def count_task(task: Task, instruction: str, encoder: Encoder) -> tuple[dict[str, int], int]:
+    """Count a task's rows that the limits cut, by split, and the train tokens of one pass."""
+    rows = encoder.pairs(task.train, instruction)
+    _, cut = encoder.prompts([example.prompt for example in task.test], instruction)
+    return {"train": sum(row.truncated for row in rows), "test": cut}, sum(len(row.ids) for row in rows)
 
 
-def _plan_stages(config: DictConfig, parts: Parts, data: TaskData, tokens: Mapping[str, int]) -> list[Stage]:
+def _plan_stages(
+    config: DictConfig,
+    parts: Parts,
+    data: TaskData,
+    tokens: Mapping[str, int],
+    identities: Sequence[str],
+    micro: Mapping[int, int],
+) -> list[Stage]:
     budget = config.budget
     counts = [len(task.train) for task in data.tasks.values()]
     mean_tokens = [tokens[name] / count for name, count in zip(data.tasks, counts, strict=True)]
-    identities = keys.stage_keys(
-        _shared_key(config, parts),
-        [
-            {"task": name, "rows": rows_hash(task.train), "epochs": epochs_of(budget, name)}
-            for name, task in data.tasks.items()
-        ],
-    )
     passes = plan_passes(budget, parts.method, list(data.tasks), counts, mean_tokens, len(data.alignment))
     return [
-        Stage(index, name, *planned, key)
+        Stage(index, name, *planned, key, micro.get(index, 0), parts.method.stages_apart)
         for index, (name, planned, key) in enumerate(zip(data.tasks, passes, identities, strict=True), start=1)
     ]
+
+
+def _entries(
+    config: DictConfig,
+    parts: Parts,
+    data: TaskData,
+    views: Mapping[str, TrainTask],
+    encoder: Encoder,
+    cells: Sequence[tuple[int, str]],
+    micro: Mapping[int, int],
+) -> dict[str, dict[str, Any]]:
+    """Say what decides each entry of the store that the run needs, by name; see `inputs`."""
+    epochs = {name: epochs_of(config.budget, name) for name in data.tasks}
+    shared, stages = inputs.stage_inputs(config, parts, data, views, epochs)
+    found: dict[str, dict[str, Any]] = {}
+    states = [inputs.key_of(inputs.start_inputs(config, parts))]
+    apart = parts.method.stages_apart
+    for index, own in enumerate(stages, start=1):
+        own["micro_batch_size"] = micro.get(index, config.budget.micro_batch_size)
+        whole = {"run": shared, "stage": own, "previous": states[-1] if found and not apart else None}
+        states.append(inputs.key_of(whole))
+        found[f"stages/{states[-1]}"] = whole
+    versions = inputs.versions()
+    for row, name in cells:
+        prompts = [example.prompt for example in data.tasks[name].test]
+        found[f"answers/{row}/{name}"] = inputs.answers_inputs(
+            config, parts, encoder, views[name], prompts, states[row], versions
+        )
+    return found
 
 
 def plan_passes(
@@ -191,20 +231,6 @@ def plan_passes(
 def epochs_of(budget: Any, task: str) -> int:
     """Passes over a task: by its name, else the default."""
     return budget.epochs.get(task, budget.default_epochs)
-
-
-def _shared_key(config: DictConfig, parts: Parts) -> dict[str, Any]:
-    nodes = ("tuning", "method", "optim", "trainer", "budget", "protocol", "seed")
-    plain: dict[str, Any] = {node: OmegaConf.to_container(config[node], resolve=True) for node in nodes}
-    plain["model"] = parts.model.identity()
-    # What is decoded or scored cannot change weights.
-    plain["protocol"] = {
-        key: value for key, value in plain["protocol"].items() if key not in ("name", "scoring", "decoding")
-    }
-    plain["budget"] = {
-        key: value for key, value in plain["budget"].items() if key not in ("name", "epochs", "default_epochs")
-    }
-    return {**plain, "version": parts.method.version}
 
 
 def _fingerprint(config: DictConfig, data: TaskData, encoder: Encoder) -> str:

@@ -19,7 +19,7 @@ SCHEMA = 1
 """Raised when a key of results.json changes its meaning or goes."""
 
 WRITTEN = ("results.json", "report.md", "matrix.png", "audit.json")
-WRITTEN_FOLDERS = ("predictions", "capability", "test_rows", "rescored", "csv", "tensorboard")
+WRITTEN_FOLDERS = ("predictions", "capability", "test_rows", "rescored")
 """What `clear` takes away; W&B's folder stays, it may hold runs that were not uploaded yet."""
 
 
@@ -87,6 +87,7 @@ def build_results(
         "disclosures": run.disclosures,
         "stages": [
             {"task": stage.task, "key": stage.key, "rows": stage.rows, "epochs": stage.epochs, "steps": stage.steps}
+            | {"micro_batch_size": stage.micro_batch or run.config.get("budget", {}).get("micro_batch_size")}
             | ({"effort": _effort(efforts[stage.index - 1])} if efforts else {})
             for stage in run.stages
         ],
@@ -116,8 +117,15 @@ def clear(directory: Path) -> None:
     """Take away what an earlier run left in a run directory; everything else in it stays.
 
     Raises:
-        StoreError: If something cannot be removed.
+        StoreError: If something cannot be removed, or a folder of the run is a link, through which results would be
+            written elsewhere.
     """
+    for name in (*WRITTEN_FOLDERS, "wandb", ".hydra"):
+        if (directory / name).is_symlink():
+            raise StoreError(
+                f"{directory / name} is a link; results are not written through links. Remove it, or set paths.runs to "
+                "where they should be."
+            )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name in WRITTEN:

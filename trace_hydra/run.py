@@ -1,32 +1,32 @@
 """The main path: compose, plan, fit, score, log, report."""
 
+import gc
 import logging
-import random
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
 
-from trace_hydra import __version__, build, report, train
+from trace_hydra import build, inputs, keys, report
 from trace_hydra.build import Parts
-from trace_hydra.callbacks.base import RunCallback
 from trace_hydra.capability.board import CapabilityBoard
-from trace_hydra.capability.subject import StartModel, Subject
-from trace_hydra.context import StageContext
+from trace_hydra.capability.subject import Subject
 from trace_hydra.data.audit import audit_tasks
-from trace_hydra.files import write_json, write_lines
+from trace_hydra.files import write_bytes, write_json, write_lines
+from trace_hydra.interrupt import Interrupts
+from trace_hydra.live import Live, undisturbed
 from trace_hydra.loggers import close_loggers, open_loggers
-from trace_hydra.models.generate import Decoding
-from trace_hydra.plan import Effort, Stage
-from trace_hydra.prepare import Prepared, epochs_of, prepare, show_plan, token_counter
+from trace_hydra.memory import OutOfMemory, smaller
+from trace_hydra.models.checkpoint import remember_hashes
+from trace_hydra.plan import Effort
+from trace_hydra.prepare import Prepared, prepare, show_plan, token_counter
 from trace_hydra.scoreboard import Scoreboard
+from trace_hydra.space import check_space
+from trace_hydra.store.entries import Store
 
 log = logging.getLogger(__name__)
 
@@ -45,99 +45,104 @@ def run(config: DictConfig, directory: Path) -> float | None:
         TraceHydraError: Whatever a user can cause; configuration and data errors before the model is loaded.
     """
     started = time.monotonic()
-    with _quiet():
+    with quiet(), Interrupts() as interrupts:
         parts = build.validate(config)
+        store = Store(Path(config.paths.store))
+        remember_hashes(store.root / "hashes.json")
         prepared = prepare(config, parts, directory)
         show_plan(prepared)
         for notice in filter(None, (one.notice() for one in parts.capability.values())):
             print(notice)
-        _start_directory(prepared, config, parts)
-        callbacks: list[RunCallback] = parts.callbacks
-        loggers = open_loggers(parts.loggers, prepared.run)
-        exit_code = 1
-        try:
-            for callback in callbacks:
-                callback.on_run_start(prepared.run, loggers)
-            board = Scoreboard(prepared.run, prepared.tasks, prepared.views, config.protocol, callbacks)
-            abilities = _abilities(config, parts, prepared, callbacks)
-            ctx = _load(config, parts, prepared, abilities)
-            efforts = _train_and_score(config, parts, prepared, ctx, board, abilities)
-            results = _results(config, parts, prepared, board, efforts, abilities, time.monotonic() - started)
-            report.write_results(results, prepared.run.directory)
-            for callback in callbacks:
-                callback.on_run_end(results)
-            exit_code = 0
-        except BaseException as error:
-            for callback in callbacks:
-                callback.on_run_error(error)
-            raise
-        finally:
-            close_loggers(loggers, exit_code)
+        check_space(config, parts, prepared, store)
+        with store.lock("runs", keys.digest(str(directory.resolve())), f"run directory {directory}"):
+            store.note_run(directory, _uses(prepared), finished=False)
+            report.clear(directory)
+            _write_inputs(prepared, parts)
+            composed = {path.name: path.read_bytes() for path in (directory / ".hydra").glob("*.yaml")}
+            loggers = open_loggers(parts.loggers, prepared.run)
+            exit_code = 1
+            try:
+                for callback in parts.callbacks:
+                    callback.on_run_start(prepared.run, loggers)
+                results = _results_of(config, parts, prepared, store, interrupts, started)
+                _restore_directory(prepared, parts, composed)
+                for callback in parts.callbacks:
+                    callback.on_run_end(results)
+                exit_code = 0
+            except BaseException as error:
+                for callback in parts.callbacks:
+                    callback.on_run_error(error)
+                raise
+            finally:
+                close_loggers(loggers, exit_code)
     return results["op"]
 
 
-def _train_and_score(
-    config: DictConfig,
-    parts: Parts,
-    prepared: Prepared,
-    ctx: StageContext,
-    board: Scoreboard,
-    abilities: CapabilityBoard,
-) -> list[Effort]:
-    """Go through the stages; returns what each cost."""
-    method, efforts = parts.method, []
-    ctx.enter(Stage(0, "", 0, 0, 0, 0, ""), next(iter(prepared.views.values())))
-    _reseed(config.seed.train, 0)
-    method.setup(ctx)
-    board.score_row(0, method, ctx)
-    carried: dict[str, Any] = {}
+def _results_of(
+    config: DictConfig, parts: Parts, prepared: Prepared, store: Store, interrupts: Interrupts, started: float
+) -> dict[str, Any]:
+    """Train, score and write results.json; again with smaller micro-batches if memory ran out and on_oom says so."""
+    micro: dict[int, int] = {}
+    while True:
+        live = Live(config, parts, prepared, store, interrupts)
+        board = Scoreboard(prepared, config.protocol, parts.callbacks, live)
+        abilities = _abilities(config, parts, prepared, store)
+        try:
+            efforts = _train_and_score(prepared, parts, live, board, abilities)
+            break
+        except OutOfMemory as error:
+            if config.on_oom != "halve" or error.size == 1:
+                raise
+            size = smaller(config.budget.batch_size, error.size)
+            log.warning("%s\nFrom stage %d on, the micro-batch is %d rows.", error, error.stage, size)
+            micro |= {stage.index: size for stage in prepared.run.stages if stage.index >= error.stage}
+        del live, board, abilities  # they hold the model; before the next one is loaded
+        gc.collect()
+        prepared = prepare(config, parts, prepared.run.directory, micro=micro)
+        store.note_run(prepared.run.directory, _uses(prepared), finished=False)
+    board.write()
+    abilities.write()
+    results = _results(config, parts, prepared, board, efforts, abilities, time.monotonic() - started)
+    report.write_results(results, prepared.run.directory)
+    store.note_run(prepared.run.directory, _uses(prepared, abilities), finished=True)
+    return results
+
+
+def _uses(prepared: Prepared, abilities: CapabilityBoard | None = None) -> list[str]:
+    """Name the entries of the store that a run stands on."""
+    return [
+        *(f"stages/{stage.key}" for stage in prepared.run.stages),
+        *(f"answers/{key}" for key in prepared.run.answers.values()),
+        *(f"capability/{key}" for key in (abilities.keys if abilities else ())),
+    ]
+
+
+def _train_and_score(prepared: Prepared, parts: Parts, live: Live, board: Scoreboard, abilities: CapabilityBoard):
+    """Go through the stages; returns what each cost. No model is loaded where the store has everything."""
+    efforts = []
+
+    @contextmanager
+    def trained() -> Iterator[Subject]:
+        ctx = live.at(len(efforts))
+        with undisturbed(ctx):
+            yield Subject(ctx, live.method)
+
+    abilities.start(live.untouched)
+    board.score_row(0)
     for stage in prepared.run.stages:
-        ctx.enter(stage, prepared.views[stage.task])
         for callback in parts.callbacks:
             callback.on_stage_start(stage)
-        _reseed(config.seed.train, stage.index)
-        effort = train.train_stage(config, parts, ctx, carried)
+        effort = live.ensure(stage)
         efforts.append(effort)
         for callback in parts.callbacks:
             callback.on_stage_end(stage, effort)
-        board.score_row(stage.index, method, ctx)
-        with _undisturbed(ctx):
-            abilities.after(stage.index, Subject(ctx, method))
+        board.score_row(stage.index)
+        abilities.after(stage.index, trained)
+        live.close(stage.index)
     return efforts
 
 
-def _load(config: DictConfig, parts: Parts, prepared: Prepared, abilities: CapabilityBoard) -> StageContext:
-    """Load the model and hand it to a context; the capability sets see it before anything is added to it."""
-    trainer = parts.trainer(
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-    )
-    decoding = config.protocol.decoding
-    ctx = StageContext(
-        model=parts.model.load(),
-        tokenizer=prepared.tokenizer,
-        encoder=prepared.encoder,
-        tuning=parts.tuning,
-        device=trainer.strategy.root_device,
-        decoding=Decoding(decoding.do_sample, decoding.temperature, decoding.top_p),
-        batch_tokens=config.evaluation.batch_tokens,
-        instructions={name: view.instruction for name, view in prepared.views.items()},
-        alignment=prepared.data.alignment,
-        epochs_of=lambda task: epochs_of(config.budget, task),
-        generation_seed=config.seed.generation,
-        data_seed=config.seed.data,
-        autocast=trainer.precision_plugin.forward_context,
-        num_stages=len(prepared.run.stages),
-        all_tasks=prepared.views if parts.method.sees_all_tasks else None,
-    )
-    with _undisturbed(ctx):
-        abilities.start(Subject(ctx, StartModel(parts.method)))
-    _reseed(config.seed.train, 0)  # an adapter's first weights are drawn
-    ctx.model = parts.tuning.apply(ctx.model)
-    ctx.prefix = parts.tuning.prefix(ctx.model)
-    return ctx
-
-
-def _abilities(config: DictConfig, parts: Parts, prepared: Prepared, callbacks: list[RunCallback]) -> CapabilityBoard:
+def _abilities(config: DictConfig, parts: Parts, prepared: Prepared, store: Store) -> CapabilityBoard:
     """Set up the capability sets; what decides the start model's answers is its key."""
     for one in parts.capability.values():
         for warning in one.warnings(parts.model):
@@ -145,7 +150,7 @@ def _abilities(config: DictConfig, parts: Parts, prepared: Prepared, callbacks: 
     decoding = OmegaConf.to_container(config.protocol.decoding, resolve=True)
 
     def notify(row: int, deltas: Mapping[str, Any], pairs: list[dict[str, Any]]) -> None:
-        for callback in callbacks:
+        for callback in parts.callbacks:
             callback.on_capability(row, deltas, pairs)
 
     return CapabilityBoard(
@@ -159,9 +164,10 @@ def _abilities(config: DictConfig, parts: Parts, prepared: Prepared, callbacks: 
             "truncation": config.protocol.truncation,
             "max_prompt_tokens": config.protocol.max_prompt_tokens,
             "room": parts.method.prefix_length(parts.tuning.prefix_length, len(parts.specs)),
-            "versions": {name: _versions()[name] for name in ("torch", "transformers")},
+            "versions": {name: inputs.versions()[name] for name in ("torch", "transformers")},
         },
-        store=Path(config.paths.store),
+        states={0: "start", **{stage.index: stage.key for stage in prepared.run.stages}},
+        store=store,
         directory=prepared.run.directory,
         config=prepared.run.config["capability"],
         samples=config.evaluation.bootstrap_samples,
@@ -170,10 +176,9 @@ def _abilities(config: DictConfig, parts: Parts, prepared: Prepared, callbacks: 
     )
 
 
-def _start_directory(prepared: Prepared, config: DictConfig, parts: Parts) -> None:
-    """Take the results of an earlier run of the same key away and store what this one reads: rows and audit."""
+def _write_inputs(prepared: Prepared, parts: Parts) -> None:
+    """Write what the run reads: rows and audit."""
     directory = prepared.run.directory
-    report.clear(directory)
     for name, task in prepared.tasks.items():
         rows = [{"id": one.id, "prompt": one.prompt, "answer": one.answer} for one in task.test]
         write_lines(rows, directory / "test_rows" / f"{name}.jsonl")
@@ -184,6 +189,16 @@ def _start_directory(prepared: Prepared, config: DictConfig, parts: Parts) -> No
         variant=parts.data.variant,
     )
     write_json(audit, directory / "audit.json")
+
+
+def _restore_directory(prepared: Prepared, parts: Parts, composed: Mapping[str, bytes]) -> None:
+    """Write again what is gone, should somebody have deleted the directory under the run; `composed` is Hydra's."""
+    directory = prepared.run.directory
+    for name, content in composed.items():
+        if not (directory / ".hydra" / name).is_file():
+            write_bytes(content, directory / ".hydra" / name)
+    if not (directory / "audit.json").is_file():
+        _write_inputs(prepared, parts)
 
 
 def _results(
@@ -223,46 +238,13 @@ def _results(
             "model": config.model.get("published"),
             "method": parts.method.published.get(parts.tuning.name),
         },
-        versions=_versions(),
+        versions=inputs.versions(),
     )
 
 
-def _versions() -> dict[str, str]:
-    found = {"trace_hydra": __version__}
-    for package in ("torch", "lightning", "transformers", "peft", "datasets", "hydra-core", "wandb", "rapidfuzz"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _reseed(seed: int, stage: int) -> None:
-    """Seed every global generator from seed and stage, so that a stage does not depend on how it was reached."""
-    value = random.Random(f"{seed}-{stage}").getrandbits(32)
-    random.seed(value)
-    np.random.seed(value)
-    torch.manual_seed(value)
-
-
 @contextmanager
-def _undisturbed(ctx: StageContext) -> Iterator[None]:
-    """Put the model on its device in eval mode; mode and random state are as before afterwards."""
-    was_training = ctx.model.training
-    ctx.model.to(ctx.device).eval()  # type: ignore[arg-type]
-    state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[ctx.device] if ctx.device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            random.setstate(state[0])
-            np.random.set_state(state[1])
-            ctx.model.train(was_training)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's and transformers' chatter out of a run's output; as before afterwards."""
+def quiet() -> Iterator[None]:
+    """Keep Lightning's and transformers' chatter out of the output; as before afterwards."""
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
     bars = is_progress_bar_enabled()

@@ -124,6 +124,37 @@ class Cost:
 
 
 @dataclass
+class Store:
+    """conf/store: what stays of a run in `paths.store`; changes no number."""
+
+    keep: str = MISSING
+    """Whose weights stay once a stage is trained, scored and measured: "all", "last" (of the run), "adapters" (of
+    stages that train a part of the weights), "none"."""
+    reserve_gb: float = MISSING
+    """Space to leave free on the store's file system, in 10^9 bytes; a run that would not is refused."""
+
+
+@dataclass
+class Checkpoint:
+    """conf/checkpoint: how often a stage under way is saved; changes no number."""
+
+    every_s: float | None = MISSING
+    """Seconds between two; null: not by time."""
+    every_steps: int | None = MISSING
+    """Optimizer steps between two; null: not by steps."""
+    share: float = MISSING
+    """Most of the training time that saving by time may take, in (0, 1]; slow disks save less often."""
+
+
+@dataclass
+class Sweep:
+    """How jobs of a sweep are treated; changes no number."""
+
+    fail_fast: bool = False
+    """Start no further job once one has failed; those that run go on."""
+
+
+@dataclass
 class Config:
     """The root. Nodes typed Any hold a `_target_` with keyword arguments, checked by `build.validate`."""
 
@@ -133,6 +164,13 @@ class Config:
     protocol: Protocol = field(default_factory=Protocol)
     evaluation: Evaluation = field(default_factory=Evaluation)
     trust: Trust = field(default_factory=Trust)
+    store: Store = field(default_factory=Store)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    sweep: Sweep = field(default_factory=Sweep)
+    on_nonfinite: str = MISSING
+    """What happens at a loss or gradient that is not finite: "stop", or "skip_batch" (no step is taken)."""
+    on_oom: str = MISSING
+    """What happens when memory runs out in training: "stop", or "halve" (the micro-batch; accumulation doubles)."""
     model: Any = MISSING
     tuning: Any = MISSING
     optim: Any = MISSING

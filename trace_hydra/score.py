@@ -26,6 +26,7 @@ from trace_hydra.metrics.continual import ScoreMatrix, summary
 from trace_hydra.metrics.records import json_rows, located, read_json, texts
 from trace_hydra.metrics.score import SCORINGS, TaskScore, score_task
 from trace_hydra.metrics.text import cut_at
+from trace_hydra.names import inside
 
 _BUILT_IN = {"official": "official", "greedy": "corrected"}
 _BOOTSTRAP_SAMPLES = 1000  # as conf/evaluation/default.yaml
@@ -167,7 +168,7 @@ def rescore(run: Path, *, protocol: str | None = None) -> dict[str, Any]:
             matrix.tasks, examples, samples=_BOOTSTRAP_SAMPLES, seed=_seed(results.get("seed"), place)
         ),
     }
-    write_json(rescored, run / "rescored" / f"{protocol}.json")
+    write_json(rescored, inside(run, "rescored", f"{protocol}.json"))
     return rescored
 
 

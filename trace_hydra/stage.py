@@ -1,5 +1,6 @@
 """One Lightning module a stage: it calls the method's hooks, sums its loss terms and keeps them for the loggers."""
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,10 @@ from trace_hydra.context import StageContext
 from trace_hydra.errors import MethodError
 from trace_hydra.methods.base import Method
 from trace_hydra.plan import Phase
+
+log = logging.getLogger(__name__)
+
+_ADVICE = "Lower optim.optimizer.lr%s, set trainer.precision=32-true, or leave such steps out: on_nonfinite=skip_batch."
 
 
 class StageModule(LightningModule):
@@ -26,7 +31,12 @@ class StageModule(LightningModule):
         total_steps: Optimizer steps of the phase.
         clip_norm: Largest global gradient norm, or None.
         optimizer_state: State of the last phase's optimizer to go on with, over the same weights (optim.carry).
+        on_nonfinite: "stop", or "skip_batch": no step is taken where a loss or gradient is not finite.
+        seen_terms: Of the part of the phase that is behind us, if it is taken up again.
+        skipped: Likewise.
     """
+
+    strict_loading = False  # type: ignore[assignment]  # a checkpoint's weights are put back by `resume`
 
     def __init__(
         self,
@@ -40,6 +50,9 @@ class StageModule(LightningModule):
         total_steps: int,
         clip_norm: float | None,
         optimizer_state: dict[int, Any] | None = None,
+        on_nonfinite: str = "stop",
+        seen_terms: Mapping[str, float] | None = None,
+        skipped: int = 0,
     ):
         super().__init__()
         self.method, self.ctx, self.phase = method, ctx, phase
@@ -50,10 +63,19 @@ class StageModule(LightningModule):
         self.optimizer_state = optimizer_state
         self.last_terms: dict[str, float] = {}
         """Loss terms of the last micro-batch, by name."""
+        self.last_shape = "before the first"
+        """Rows x tokens of the last micro-batch, for messages."""
+        self.steps_before = 0
+        """Optimizer steps of the stage's phases before this one."""
         self.last_tokens = 0
         """Tokens of the last micro-batch without padding."""
-        self.seen_terms: dict[str, float] = {}
+        self.seen_terms: dict[str, float] = dict(seen_terms or {})
         """Largest magnitude of each term in this phase."""
+        self.skipping = on_nonfinite == "skip_batch"
+        self.skipped = skipped
+        """Steps of this phase that were not taken, for a value that was not finite."""
+        self._step_ids: list[str] = []
+        self._bad: str | None = None
 
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule over what trains now."""
@@ -74,16 +96,26 @@ class StageModule(LightningModule):
         """Sum the method's loss terms.
 
         Raises:
-            MethodError: If a term is not finite or a declared one is missing.
+            MethodError: If a term is not finite (unless such steps are skipped) or a declared one is missing.
         """
+        self._step_ids += batch["example_ids"]
+        self.last_shape = f"the last of {' x '.join(map(str, batch['input_ids'].shape))} tokens"
         terms = self.method.losses(self.ctx, batch)
-        self._check(terms, batch)
+        self._check(terms)
         self.last_tokens = int(batch["attention_mask"].sum())
         total = torch.stack([term.float() for term in terms.values()]).sum()
         return total * batch.get("weight", 1.0)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the method edit the accumulated gradients."""
+        """Let the method edit the accumulated gradients; it sees none that are not finite if such steps are skipped."""
+        if self.skipping:
+            gradients = [weight.grad for weight in self.parameters() if weight.grad is not None]
+            if self._bad is None and gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():
+                self._bad = "a gradient is not finite"
+            if self._bad is not None:
+                for weight in self.parameters():
+                    weight.grad = None  # an optimizer leaves such weights, and their state, alone
+                return
         self.method.edit_gradients(self.ctx)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
@@ -94,17 +126,21 @@ class StageModule(LightningModule):
         """
         weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.clip_norm if self.clip_norm is not None else float("inf"))
-        if not torch.isfinite(norm):
-            raise MethodError(
-                f"stage {self.ctx.stage.index} ({self.ctx.stage.task}), phase '{self.phase.name}': the gradient is "
-                f"{float(norm)} at step {self.trainer.global_step + 1}. Lower optim.optimizer.lr "
-                f"(now {optimizer.param_groups[0]['lr']:g}) or set trainer.precision=32-true."
-            )
+        # With a gradient scaler (16-mixed) such steps belong to finding the scale; it leaves them out.
+        if not torch.isfinite(norm) and getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            rate = f" (now {optimizer.param_groups[0]['lr']:g})"
+            raise MethodError(f"{self.where()}: the gradient is {float(norm)}, rows {self._rows()}. {_ADVICE % rate}")
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
         """Step, then let the method change weights."""
+        where = self.where()
         super().optimizer_step(*arguments, **keywords)
-        self.method.after_step(self.ctx)
+        if self._bad is not None:
+            self.skipped += 1
+            log.warning("%s: %s; no step is taken for rows %s.", where, self._bad, self._rows())
+        else:
+            self.method.after_step(self.ctx)
+        self._bad, self._step_ids = None, []
 
     def _rate(self, step: int) -> float:
         if step < self.warmup_steps:
@@ -117,15 +153,24 @@ class StageModule(LightningModule):
             return 1.0 - progress
         return 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * progress))))
 
-    def _check(self, terms: Mapping[str, Tensor], batch: Mapping[str, Any]) -> None:
-        where = f"stage {self.ctx.stage.index} ({self.ctx.stage.task}), phase '{self.phase.name}'"
+    def where(self) -> str:
+        """Name stage, phase and step."""
+        stage = self.ctx.stage
+        return f"stage {stage.index} ({stage.task}), phase '{self.phase.name}', step {self.trainer.global_step + 1}"
+
+    def _rows(self) -> str:
+        shown = ", ".join(self._step_ids[:8])
+        return f"{shown}, and {len(self._step_ids) - 8} more" if len(self._step_ids) > 8 else shown
+
+    def _check(self, terms: Mapping[str, Tensor]) -> None:
+        where = self.where()
         if missing := [name for name in self.method.terms if name not in terms]:
             raise MethodError(f"{where}: method.losses gave no term {missing}; it gave {sorted(terms)}.")
         self.last_terms = {name: float(term.detach()) for name, term in terms.items()}
         for name, value in self.last_terms.items():
             if not torch.isfinite(torch.tensor(value)):
-                raise MethodError(
-                    f"{where}: loss term '{name}' is {value} at step {self.trainer.global_step + 1}, rows "
-                    f"{', '.join(batch['example_ids'][:8])}. Lower optim.optimizer.lr or set trainer.precision=32-true."
-                )
+                if not self.skipping:
+                    raise MethodError(f"{where}: loss term '{name}' is {value}, rows {self._rows()}. {_ADVICE % ''}")
+                self._bad = f"loss term '{name}' is {value}"
+                continue
             self.seen_terms[name] = max(self.seen_terms.get(name, 0.0), abs(value))

@@ -1,15 +1,13 @@
 """One stage of training: phases, Trainers, what it cost."""
 
 import json
-import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -17,79 +15,127 @@ from trace_hydra.build import Parts
 from trace_hydra.context import StageContext, batch_of
 from trace_hydra.data.encode import TrainBatches
 from trace_hydra.errors import MethodError
+from trace_hydra.fingerprint import Fingerprints
+from trace_hydra.memory import out_of_memory_named, out_of_memory_outside
+from trace_hydra.methods.base import Method
 from trace_hydra.plan import Effort, Phase, Stage
+from trace_hydra.resume import Progress, StageCheckpoints
 from trace_hydra.stage import StageModule
 
-
-def train_stage(config: DictConfig, parts: Parts, ctx: StageContext, carried: dict[str, Any]) -> Effort:
-    """Train one stage, a new Trainer a phase, and let the method keep what it needs.
-
-    Args:
-        config: The run's.
-        parts: Its method, optimizer and trainer.
-        ctx: Already moved to the stage.
-        carried: With optim.carry, the optimizer's state from phase to phase; changed in place.
-
-    Raises:
-        MethodError: If a phase has nothing to train, a loss is not finite, or a declared term does nothing.
-    """
-    method = parts.method
-    started = time.monotonic()
-    tokens = steps = trainable = 0
-    ctx.model.to(ctx.device)  # type: ignore[arg-type]
-    method.begin_stage(ctx)
-    seen: dict[str, float] = {}
-    for number, phase in enumerate(method.phases(ctx)):
-        done = _train_phase(config, parts, ctx, phase, number, carried)
-        trainable = max(trainable, sum(weight.numel() for weight in ctx.trainable().values()))
-        tokens, steps = tokens + done.tokens, steps + done.steps
-        seen.update(done.terms)
-    if steps > 1:  # at a stage's first step a penalty on what changed since is 0
-        _check_terms(method.terms, seen, ctx.stage)
-    ctx.model.to(ctx.device).eval()  # type: ignore[arg-type]
-    seconds = time.monotonic() - started
-    plain = _plain_step_s(config, ctx) if steps else None
-    method.end_stage(ctx)
-    stored = method.num_stored_examples()
-    return Effort(tokens, steps, seconds, trainable, state_mb(method.state_dict()), stored, plain)
+_OUTSIDE = (
+    "debug=cost tells what the method holds; lower protocol.max_prompt_tokens, or train fewer weights (tuning=lora)"
+)
 
 
 @dataclass(frozen=True)
-class _PhaseDone:
-    tokens: int
-    steps: int
-    terms: Mapping[str, float]
-    """Largest magnitude of each loss term."""
+class Training:
+    """What stages are trained with."""
+
+    config: DictConfig
+    parts: Parts
+    checkpoints: StageCheckpoints
+    start: Fingerprints
+    """Of the start model's weights."""
+
+
+def begin_stage(
+    training: Training, ctx: StageContext, method: Method, carried: dict[str, Any], before: Collection[str]
+) -> list[Phase]:
+    """Let the method prepare a stage; one that was interrupted is then where its last checkpoint was made.
+
+    Args:
+        training: The run's settings.
+        ctx: Already moved to the stage; the model is in the state that the stage begins with.
+        method: Likewise.
+        carried: With optim.carry, the optimizer's state from phase to phase; changed in place.
+        before: Names of the weights that are not the start model's.
+    """
+    ctx.model.to(ctx.device)  # type: ignore[arg-type]
+    ctx.training = True
+    with out_of_memory_outside(f"stage {ctx.stage.index} ({ctx.stage.task}), before training", _OUTSIDE):
+        method.begin_stage(ctx)
+        phases = list(method.phases(ctx))
+    training.checkpoints.begin(ctx.stage.key, ctx, method, training.start, before, carried)
+    return phases
+
+
+def train_stage(
+    training: Training, ctx: StageContext, method: Method, phases: list[Phase], carried: dict[str, Any]
+) -> Effort:
+    """Train what is left of a stage, a new Trainer a phase, and let the method keep what it needs.
+
+    Raises:
+        MethodError: If a phase has nothing to train, a loss is not finite, or a declared term does nothing.
+        Stopped: If a signal arrived before the last step; a checkpoint was saved.
+    """
+    saver = training.checkpoints
+    progress = saver.progress
+    for number, phase in enumerate(phases[progress.phase :], start=progress.phase):
+        progress = _train_phase(training, ctx, method, phase, number, progress, carried)
+        saver.end_phase(progress)
+    if progress.steps > 1:  # at a stage's first step a penalty on what changed since is 0
+        _check_terms(method.terms, progress.terms, ctx.stage)
+    ctx.model.to(ctx.device).eval()  # type: ignore[arg-type]
+    seconds = saver.seconds()
+    with out_of_memory_outside(f"stage {ctx.stage.index} ({ctx.stage.task}), after the last step", _OUTSIDE):
+        plain = _plain_step_s(training.config, ctx) if progress.steps else None
+        method.end_stage(ctx)
+    ctx.training = False
+    stored = method.num_stored_examples()
+    kept = state_mb(method.state_dict())
+    return Effort(
+        progress.tokens, progress.steps, seconds, progress.trainable, kept, stored, plain, skipped=progress.skipped
+    )
 
 
 def _train_phase(
-    config: DictConfig, parts: Parts, ctx: StageContext, phase: Phase, number: int, carried: dict[str, Any]
-) -> _PhaseDone:
+    training: Training,
+    ctx: StageContext,
+    method: Method,
+    phase: Phase,
+    number: int,
+    progress: Progress,
+    carried: dict[str, Any],
+) -> Progress:
     """Fit once. Trainer and optimizer end with the call: what comes after a stage needs their memory."""
+    config, parts, saver = training.config, training.parts, training.checkpoints
+    size = ctx.stage.micro_batch or config.budget.micro_batch_size
     rows = ctx.encode(phase.examples)
     batches = TrainBatches(
         rows,
         batch_size=config.budget.batch_size,
-        micro_batch_size=config.budget.micro_batch_size,
-        seed=f"{config.seed.train}-{ctx.stage.index}-{number}",
+        micro_batch_size=size,
+        seed=f"{config.seed.train}-{ctx.stage.draw}-{number}",
     )
-    module = _module(config, parts, ctx, phase, len(rows), carried)
+    terms, skipped = saver.pending_terms()
+    module = _module(training, ctx, method, phase, len(rows), carried, terms, skipped)
+    module.steps_before = progress.steps
+    checkpoint = saver.take_up(batches, number)
     trainer = parts.trainer(
         max_epochs=phase.epochs,
-        accumulate_grad_batches=config.budget.batch_size // config.budget.micro_batch_size,
+        accumulate_grad_batches=config.budget.batch_size // size,
         logger=False,
-        callbacks=list(parts.callbacks),
+        callbacks=[*parts.callbacks, saver],
+        plugins=[*(getattr(parts.trainer, "keywords", {}).get("plugins") or ()), saver.io],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    _fit(trainer, module, batches)
+    with out_of_memory_named(module, config.budget.batch_size, size):
+        trainer.fit(module, batches, ckpt_path=checkpoint)
     if config.optim.carry:
         carried.update(state=trainer.optimizers[0].state_dict()["state"], names=list(ctx.trainable()))
     for weight in ctx.model.parameters():
         weight.grad = None  # Lightning leaves the last one, as large as the weights
-    return _PhaseDone(sum(len(row.ids) for row in rows) * phase.epochs, trainer.global_step, module.seen_terms)
+    return Progress(
+        phase=number + 1,
+        tokens=progress.tokens + sum(len(row.ids) for row in rows) * phase.epochs,
+        steps=progress.steps + trainer.global_step,
+        trainable=max(progress.trainable, sum(weight.numel() for weight in ctx.trainable().values())),
+        terms={**progress.terms, **module.seen_terms},
+        skipped=progress.skipped + module.skipped,
+    )
 
 
 def _plain_step_s(config: DictConfig, ctx: StageContext) -> float | None:
@@ -99,7 +145,7 @@ def _plain_step_s(config: DictConfig, ctx: StageContext) -> float | None:
     """
     rows = sorted(ctx.encode(ctx.task.train), key=lambda row: len(row.ids))
     weights = list(ctx.trainable().values())
-    size = min(config.budget.micro_batch_size, len(rows))
+    size = min(ctx.stage.micro_batch or config.budget.micro_batch_size, len(rows))
     if not weights or not size:
         return None
     start = (len(rows) - size) // 2
@@ -136,21 +182,17 @@ def state_mb(state: Mapping[str, Any]) -> float:
     return (size + (len(json.dumps(rest)) if rest else 0)) / 1e6
 
 
-def _fit(trainer: Trainer, module: StageModule, batches: TrainBatches) -> None:
-    """Fit; Ctrl-C stays a KeyboardInterrupt (Lightning turns it into SystemExit and ignores further signals)."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit(module, batches)
-    except SystemExit as exit_:
-        if not trainer.interrupted:
-            raise
-        signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from exit_
-
-
 def _module(
-    config: DictConfig, parts: Parts, ctx: StageContext, phase: Phase, num_rows: int, carried: Mapping[str, Any]
+    training: Training,
+    ctx: StageContext,
+    method: Method,
+    phase: Phase,
+    num_rows: int,
+    carried: Mapping[str, Any],
+    terms: Mapping[str, float],
+    skipped: int,
 ) -> StageModule:
+    config = training.config
     if not num_rows or not ctx.trainable():
         raise MethodError(
             f"stage {ctx.stage.index} ({ctx.stage.task}), phase '{phase.name}': {num_rows} rows and "
@@ -164,15 +206,18 @@ def _module(
         )
     steps = ceil(num_rows / config.budget.batch_size) * phase.epochs
     return StageModule(
-        method=parts.method,
+        method=method,
         ctx=ctx,
         phase=phase,
-        optimizer=parts.optimizer,
+        optimizer=training.parts.optimizer,
         schedule=config.optim.schedule,
         warmup_steps=round(config.optim.warmup_ratio * steps),
         total_steps=steps,
         clip_norm=config.optim.clip_norm,
         optimizer_state=carried.get("state"),
+        on_nonfinite=config.on_nonfinite,
+        seen_terms=terms,
+        skipped=skipped,
     )
 
 

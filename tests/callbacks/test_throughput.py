@@ -8,6 +8,7 @@ from doubles import Clock, Recorder, two_tasks
 from lightning.pytorch import LightningModule, Trainer
 
 from trace_hydra.callbacks.throughput import ThroughputCallback
+from trace_hydra.plan import Effort
 
 
 @pytest.fixture
@@ -86,5 +87,7 @@ def test_steps_go_on_over_phases_of_a_real_trainer(run_info, recorder, tmp_path)
         )
         rows = [torch.tensor([float(value)]) for value in range(1, 6)]
         trainer.fit(Toy(), torch.utils.data.DataLoader(rows, batch_size=None))  # type: ignore[arg-type]
-    seen = [(entry["progress/step"], entry["progress/stage"], entry["train/loss"]) for entry, _ in recorder.entries]
+        callback.on_stage_end(stage, Effort(15, trainer.global_step, 1.0, 1, 0.0, 0))
+    losses = [entry for entry, _ in recorder.entries if "train/loss" in entry]
+    seen = [(entry["progress/step"], entry["progress/stage"], entry["train/loss"]) for entry in losses]
     assert seen == [(2, 1, 2.5), (3, 1, 5.0), (5, 2, 2.5), (6, 2, 5.0)]

@@ -55,7 +55,7 @@ def subject_of(source: Any, tuning: Tuning | None = None) -> Subject:
         generation_seed=0,
         data_seed=0,
         autocast=nullcontext,
-        num_stages=1,
+        total_stages=1,
         prefix=tuning.prefix(model),
     )
     return Subject(ctx, Method())

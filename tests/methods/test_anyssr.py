@@ -1,7 +1,5 @@
 """Any-SSR: the router is ridge regression, a prompt is answered by one adapter alone, earlier adapters stay."""
 
-import io
-import json
 from itertools import permutations
 from typing import Any
 
@@ -31,10 +29,9 @@ STRONG = [
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Three stages with adapters that have moved; `starts` and `saved` tell of the start and the end of each."""
+    """Three stages with adapters that have moved; `starts` tells of the start of each."""
     starts: list[dict[str, Any]] = []
-    saved: dict[int, dict[str, Any]] = {}
-    begin, train_stage = StageModule.on_train_start, train.train_stage
+    begin = StageModule.on_train_start
 
     def watch(module):
         weights = {name: one.clone() for name, one in module.model.state_dict().items()}
@@ -42,20 +39,10 @@ def tiny(tmp_path_factory):
         starts.append({"names": set(module.ctx.trainable()), "weights": weights, "active": active})
         begin(module)
 
-    def save(config, parts, ctx, carried):
-        effort = train_stage(config, parts, ctx, carried)
-        state, file = parts.method.state_dict(), io.BytesIO()
-        tensors = {name: one for name, one in state.items() if isinstance(one, Tensor)}
-        torch.save({"model": ctx.model.state_dict(), "method": tensors}, file)
-        plain = json.dumps({name: one for name, one in state.items() if name not in tensors})
-        saved[ctx.stage.index] = {"effort": effort, "file": file, "json": plain}
-        return effort
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StageModule, "on_train_start", watch)
-        patch.setattr(train, "train_stage", save)
         run = run_tiny(tmp_path_factory.mktemp("anyssr"), STRONG)
-    run.starts, run.saved = starts, saved
+    run.starts = starts
     return run
 
 
@@ -350,23 +337,8 @@ def test_a_cut_run_continues_to_the_same_matrix(tiny, tmp_path, cut):
 
     Dropout 0.1 is on, so a moved random state would show.
     """
-    train_stage = train.train_stage
-
-    def resume(config, parts, ctx, carried):
-        if ctx.stage.index == cut:
-            tiny.saved[cut]["file"].seek(0)
-            loaded = torch.load(tiny.saved[cut]["file"])
-            names = ctx.model.state_dict().keys() if cut == 2 else ()
-            known = {name: one for name, one in loaded["model"].items() if name in names}
-            ctx.model.load_state_dict(known, strict=cut == 2)
-            parts.method.load_state_dict({**json.loads(tiny.saved[cut]["json"]), **loaded["method"]})
-        if ctx.stage.index <= cut:
-            return tiny.saved[cut]["effort"]
-        return train_stage(config, parts, ctx, carried)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_stage", resume)
-        continued = run_tiny(tmp_path, STRONG)
+    weights, *state = tiny.snapshots[cut]
+    continued = run_tiny(tmp_path, STRONG, cut=(cut, ({} if cut == 1 else weights, *state)))
     assert tiny.weights_after.keys() == continued.weights_after.keys()
     assert all(torch.equal(one, continued.weights_after[name]) for name, one in tiny.weights_after.items())
     assert tiny.results["matrix"][cut:] == continued.results["matrix"][cut:]

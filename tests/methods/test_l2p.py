@@ -54,10 +54,10 @@ def test_keys_learn(run):
 
 def run_fresh_keys(run):
     """The keys as `setup` draws them, in a model loaded anew."""
-    from trace_hydra.run import _reseed
+    from trace_hydra.live import reseed
 
     model = build.validate(run.config).tuning.apply(build.validate(run.config).model.load())
-    _reseed(run.config.seed.train, 0)
+    reseed(run.config.seed.train, 0)
     context = type("Context", (), {"model": model, "tuning": run.parts.tuning, "device": torch.device("cpu")})()
     L2P(**GOOD).setup(context)  # type: ignore[arg-type]
     return virtual_tokens(model).others["pool_keys"]

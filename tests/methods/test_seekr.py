@@ -15,6 +15,7 @@ from trace_hydra.data.encode import collate
 from trace_hydra.errors import ConfigError, MethodError
 from trace_hydra.methods.attention import attention_distance, choose_heads, measure
 from trace_hydra.methods.seekr import SelectiveAttention
+from trace_hydra.plan import Stage
 
 ORDER = "task_order=[FOMC,NumGLUE-cm,20Minuten]"
 GOOD: dict[str, Any] = {
@@ -230,11 +231,11 @@ def test_same_kept_rows_by_seed(run):
     for seed in (0, 0, 1):
         method: Any = SelectiveAttention(**GOOD)
         data_seed, ctx.data_seed = ctx.data_seed, seed
-        ctx.enter(SimpleNamespace(index=1), run.views["FOMC"])
+        ctx.enter(Stage(1, "FOMC", 0, 0, 0, 0, ""), run.views["FOMC"])
         ctx.data_seed = data_seed
         method.begin_stage(ctx)
         chosen.append([(example.id, queries) for example, queries, _ in method._chosen])
-    ctx.enter(SimpleNamespace(index=3), run.views["20Minuten"])
+    ctx.enter(Stage(3, "20Minuten", 0, 0, 0, 0, ""), run.views["20Minuten"])
     assert chosen[0] == chosen[1] != chosen[2]
 
 

@@ -1,7 +1,5 @@
 """SLoRA: the score, the choice of the rank, and what becomes of weights and adapters at a stage's end."""
 
-import io
-import json
 from math import prod
 from typing import Any
 
@@ -277,33 +275,8 @@ def test_what_trains_stays_and_what_is_kept_has_the_planned_size(tmp_path, overr
 @pytest.mark.parametrize("cut", [1, 2])
 def test_a_cut_run_continues_to_the_same_weights(tmp_path, overrides, cut):
     """After stage `cut` only the two state_dicts go on, through the disk's formats, into a new model and method."""
-    saved: dict[str, Any] = {}
-    train_stage = train.train_stage
-
-    def save(config, parts, ctx, carried):
-        saved["effort"] = train_stage(config, parts, ctx, carried)
-        if ctx.stage.index == cut:
-            state = parts.method.state_dict()
-            plain = {name: one for name, one in state.items() if not isinstance(one, Tensor)}
-            tensors = {name: one for name, one in state.items() if isinstance(one, Tensor)}
-            saved["file"], saved["json"] = io.BytesIO(), json.dumps(plain)
-            torch.save({"model": ctx.model.state_dict(), "method": tensors}, saved["file"])
-        return saved["effort"]
-
-    def resume(config, parts, ctx, carried):
-        if ctx.stage.index == cut:
-            saved["file"].seek(0)
-            loaded = torch.load(saved["file"])
-            ctx.model.load_state_dict(loaded["model"])
-            parts.method.load_state_dict({**json.loads(saved["json"]), **loaded["method"]})
-        return saved["effort"] if ctx.stage.index <= cut else train_stage(config, parts, ctx, carried)
-
-    results = []
-    for number, hook in enumerate((save, resume)):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "train_stage", hook)
-            results.append(run_tiny(tmp_path / str(number), [*BASE, *overrides]))
-    whole, continued = results
+    whole = run_tiny(tmp_path / "whole", [*BASE, *overrides])
+    continued = run_tiny(tmp_path / "continued", [*BASE, *overrides], cut=(cut, whole.snapshots[cut]))
     assert all(torch.equal(one, continued.weights_after[name]) for name, one in whole.weights_after.items())
     assert whole.results["matrix"][-1] == continued.results["matrix"][-1]
     assert whole.method.ranks == continued.method.ranks

@@ -14,6 +14,44 @@ from trace_hydra.callbacks.table import row_label
 _LOG = logging.getLogger(__name__)
 _WARNED: "WeakSet[Logger]" = WeakSet()
 
+STEP, STAGE = "progress/step", "progress/stage"
+"""What curves are drawn against; the two never go back within a run, however often it is started."""
+
+
+def axis_of(name: str) -> str:
+    """Name the axis of a metric."""
+    return STEP if name.startswith("train/") else STAGE
+
+
+def positions(entries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Say of each metric how far along its axis it was logged.
+
+    Args:
+        entries: What was logged before; axes are numbers, values anything but None.
+    """
+    reached: dict[str, float] = {}
+    for entry in entries:
+        for name, value in entry.items():
+            place = entry.get(axis_of(name))
+            if value is not None and place is not None and name not in (STEP, STAGE):
+                reached[name] = max(place, reached.get(name, place))
+    return reached
+
+
+def unlogged(logger: Logger, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what an earlier start of the run has logged.
+
+    A run that goes on hears of every stage again, those from the store included. A logger that goes on too carries
+    `logged`: metric -> how far it got. Nothing but axes left is nothing.
+    """
+    logged: Mapping[str, float] = getattr(logger, "logged", {})
+    kept = {
+        name: value
+        for name, value in metrics.items()
+        if name not in logged or (place := metrics.get(axis_of(name))) is None or place > logged[name]
+    }
+    return kept if set(kept) - {STEP, STAGE} else {}
+
 
 def log_metrics(loggers: Iterable[Logger], metrics: Mapping[str, float | None], step: int) -> None:
     """Write numbers to every logger; None is left out. Does nothing on other ranks than 0.
@@ -48,7 +86,7 @@ def log_matrix(
 ) -> None:
     """Write the matrix as a table, and `draw`'s PNG as a picture, to W&B; the other loggers have no tables."""
     for logger in loggers if is_rank_zero() else ():
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, WandbLogger) and unlogged(logger, {"matrix/table": rows, STAGE: stage}):
             attempt(logger, lambda logger=logger: _write_matrix(logger, tasks, rows, stage, draw))
 
 
@@ -57,7 +95,7 @@ def log_table(
 ) -> None:
     """Write a table to W&B against `progress/stage`; the other loggers have no tables."""
     for logger in loggers if is_rank_zero() else ():
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, WandbLogger) and unlogged(logger, {name: data, STAGE: stage}):
             attempt(logger, lambda logger=logger: _write_table(logger, name, columns, data, stage))
 
 
@@ -82,8 +120,9 @@ def is_rank_zero() -> bool:
 
 
 def _write(logger: Logger, metrics: dict[str, float], step: int) -> None:
-    # With a step, WandbLogger would add it as `trainer/global_step`, an axis that restarts with every phase elsewhere.
-    logger.log_metrics(metrics, None if isinstance(logger, WandbLogger) else step)
+    if metrics := unlogged(logger, metrics):
+        # With a step, WandbLogger would add it as `trainer/global_step`, which restarts with every phase elsewhere.
+        logger.log_metrics(metrics, None if isinstance(logger, WandbLogger) else step)
 
 
 def _write_table(
@@ -92,7 +131,7 @@ def _write_table(
     import wandb
 
     table = wandb.Table(columns=list(columns), data=[list(row) for row in data], allow_mixed_types=True)
-    logger.experiment.log({name: table, "progress/stage": stage})
+    _send(logger, {name: table, STAGE: stage})
 
 
 def _write_matrix(
@@ -105,9 +144,15 @@ def _write_matrix(
     import wandb
 
     data: list[Any] = [[row_label(tasks, index), *row] for index, row in enumerate(rows)]
-    entry: dict[str, Any] = {"matrix/table": wandb.Table(columns=["row", *tasks], data=data), "progress/stage": stage}
+    entry: dict[str, Any] = {"matrix/table": wandb.Table(columns=["row", *tasks], data=data), STAGE: stage}
     if draw is not None:
         from PIL import Image
 
         entry["matrix/heat_map"] = wandb.Image(Image.open(io.BytesIO(draw())))
-    logger.experiment.log(entry)
+    _send(logger, entry)
+
+
+def _send(logger: WandbLogger, entry: dict[str, Any]) -> None:
+    """Log what may wait for a server; a logger that has somewhere else to wait does so there."""
+    send: Callable[[dict[str, Any]], None] = getattr(logger, "log_media", logger.experiment.log)
+    send(entry)

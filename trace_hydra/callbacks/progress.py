@@ -65,6 +65,7 @@ class ProgressCallback(RunCallback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock of a phase."""
         self._global_step = trainer.global_step
+        self._step = getattr(pl_module, "steps_before", 0) + trainer.global_step
         self._mark = self._clock()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -28,12 +28,13 @@ class ThroughputCallback(RunCallback):
         self._loggers: list = []
         self._stage = 0
         self._step = 0
+        self._ended = 0
         self._global_step = 0
         self._reset()
 
     def on_run_start(self, run: RunInfo, loggers: list) -> None:
         """Take the loggers; counting starts at step 0."""
-        self._loggers, self._stage, self._step = loggers, 0, 0
+        self._loggers, self._stage, self._step, self._ended = loggers, 0, 0, 0
 
     def on_stage_start(self, stage: Stage) -> None:
         """Note the stage for `progress/stage`."""
@@ -49,11 +50,14 @@ class ThroughputCallback(RunCallback):
             "method/step_ratio": effort.step_ratio,
             "progress/stage": stage.index,
         }
+        self._ended += effort.steps
+        self._step = self._ended  # also where the stage was not trained here
         log_metrics(self._loggers, metrics, self._step)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock of a phase; `trainer.global_step` restarts with it."""
         self._global_step = trainer.global_step
+        self._step = self._ended + getattr(pl_module, "steps_before", 0) + trainer.global_step
         self._reset()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -7,12 +7,15 @@ done, 2 if an option, a file or the judge is wrong (the message goes to stderr).
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trace_hydra.credentials import argument_problems, secret_problems
 from trace_hydra.errors import ConfigError, StoreError, TraceHydraError, problem_list
+from trace_hydra.names import safe_name
 
 
 def compare_again(run: Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> dict[str, Any]:
@@ -39,14 +42,16 @@ def compare_again(run: Path, overrides: Sequence[str] = (), trust: Sequence[str]
     from trace_hydra.files import write_lines
     from trace_hydra.metrics.records import read_json
 
+    if secrets := argument_problems(overrides):
+        raise ConfigError(problem_list(secrets))
     results = read_json(run / "results.json", StoreError)
     found = results.get("capability") if isinstance(results, Mapping) else None
     if not found or "config" not in found:
         raise StoreError(f"{run}/results.json holds no capability sets; the run was made with capability=none.")
-    nodes, judge = found["config"]["sets"], _judge(overrides)
+    nodes, judge = _stored_sets(found, run), _judge(overrides)
     if judge is not None:
         nodes = {key: {**node, "judge": judge} if "judge" in node else node for key, node in nodes.items()}
-    _check_targets(nodes, ("trace_hydra.", *trust))
+    _check_targets(nodes, overrides, trust)
     problems: list[str] = []
     sets = capability_sets(nodes, problems)
     problems += [problem for one in sets.values() for problem in one.problems()]
@@ -110,11 +115,40 @@ def _judge(overrides: Sequence[str]) -> dict[str, Any] | None:
         raise ConfigError(f"judge={name}: {str(error).splitlines()[0]}") from error
 
 
-def _check_targets(nodes: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
-    """Refuse a results.json whose sets name anything that is not allowed."""
-    from trace_hydra.targets import find_targets, target_problems
+def _stored_sets(found: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    """Take the sets of a results.json, which anyone may have written.
 
-    problems = [problem for path, node in find_targets(nodes) for problem in target_problems(path, node, allowed)]
+    Raises:
+        StoreError: If its shape is another one, or a key or stage could lead out of the run directory.
+    """
+    config, place = found["config"], f"{run / 'results.json'}: capability"
+    nodes = config.get("sets") if isinstance(config, Mapping) else None
+    if not isinstance(nodes, dict) or not all(isinstance(node, dict) for node in nodes.values()):
+        raise StoreError(f"{place}.config.sets must be a mapping of mappings.")
+    for key, kind in (("bootstrap", dict), ("stages", dict), ("failed", dict)):
+        if not isinstance(found.get(key), kind):
+            raise StoreError(f"{place}.{key} must be a mapping.")
+    if wrong := [row for row in found["stages"] if not re.fullmatch(r"[1-9][0-9]{0,5}", row)]:
+        raise StoreError(f"{place}.stages: {wrong[0]!a} is no number of a stage.")
+    if wrong := [name for name in found["failed"] if not re.fullmatch(r"[0-9]{1,6}/[^/]+", name)]:
+        raise StoreError(f"{place}.failed: {wrong[0]!a} is no stage and set.")
+    try:
+        for key in nodes:
+            safe_name(key, f"{place}.config.sets: a name")
+    except ConfigError as error:
+        raise StoreError(str(error)) from error
+    return nodes
+
+
+def _check_targets(nodes: Mapping[str, Any], overrides: Sequence[str], trust: Sequence[str]) -> None:
+    """Refuse a results.json whose sets name what is not allowed, hold a secret, or would run code of a checkpoint."""
+    from trace_hydra.guard import consent_problems
+    from trace_hydra.targets import find_targets, target_problems, trust_problems
+
+    at = "capability.sets"
+    problems = secret_problems(nodes, at) or [*trust_problems(trust), *consent_problems(nodes, overrides, at)]
+    if not problems:
+        problems = [one for path, node in find_targets(nodes, at) for one in target_problems(path, node, trust)]
     if problems:
         raise ConfigError(problem_list(problems))
 

@@ -1,9 +1,8 @@
 """The capability sets of a run: the start model once, the trained one where asked, and the deltas between them."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,10 @@ from trace_hydra.capability.base import CapabilitySet, Pair, Record
 from trace_hydra.capability.deltas import compare_sets
 from trace_hydra.capability.subject import Subject
 from trace_hydra.errors import CapabilityError, StoreError
-from trace_hydra.files import write_lines
+from trace_hydra.files import as_lines, write_bytes, write_lines
 from trace_hydra.metrics.records import json_rows
+from trace_hydra.names import inside
+from trace_hydra.store.entries import DamagedEntry, Store
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ class CapabilityBoard:
         sets: By their key in `capability.sets`.
         rows: Rows of the matrix (from 1) behind which the trained model is measured.
         model_key: What decides the start model's answers beside a set's own identity: weights, precision, decoding.
-        store: Where the start model's records are kept for other runs.
+        states: Row -> key of the model's state there; 0 is the start model.
+        store: Where records are kept for other runs.
         directory: Of the run.
         config: The `capability` node, for comparing again later.
         samples: Bootstrap replicates.
@@ -42,14 +44,15 @@ class CapabilityBoard:
         *,
         rows: Collection[int],
         model_key: Mapping[str, Any],
-        store: Path,
+        states: Mapping[int, str],
+        store: Store,
         directory: Path,
         config: Mapping[str, Any],
         samples: int,
         seed: int,
         notify: Callable[[int, Mapping[str, Any], list[Pair]], None],
     ):
-        self.sets, self.rows, self.model_key = sets, rows, model_key
+        self.sets, self.rows, self.model_key, self.states = sets, rows, model_key, states
         self.store, self.directory, self.config = store, directory, config
         self.samples, self.seed, self.notify = samples, seed, notify
         self.before: dict[str, list[Record]] = {}
@@ -59,25 +62,22 @@ class CapabilityBoard:
         self.failed: dict[str, str] = {}
         """"<row>/<set key>" -> why it was not measured or compared."""
         self.tokens = 0
+        self.keys: list[str] = []
+        """Of the entries of the store it stands on."""
+        self._written: dict[Path, list[Record] | list[Pair]] = {}
 
-    def start(self, subject: Subject) -> None:
+    def start(self, untouched: Callable[[], AbstractContextManager[Subject]]) -> None:
         """Take the start model's records from the store, or let it answer and keep them."""
         for name, one in self.sets.items():
-            path = self.store / "capability" / f"{self.start_key(one)}.jsonl"
-            records = _stored(path)
-            if records is None:
-                log.info("capability %s: the start model answers; kept for other runs.", name)
-                records = one.measure(subject)
-                _keep(records, path)
+            records = self._records(0, name, one, untouched)
             self.before[name] = records
-            write_lines(records, records_file(self.directory, 0, name))
-        self.tokens += subject.tokens
+            self._write(records, records_file(self.directory, 0, name))
 
-    def start_key(self, one: CapabilitySet) -> str:
-        """Hash what decides the start model's records: model, decoding, set."""
-        return keys.digest([VERSION, self.model_key, type(one).__qualname__, one.version, one.answers_identity()])
+    def key(self, row: int, one: CapabilitySet) -> str:
+        """Hash what decides a set's records: the model's state, decoding, the set and its code."""
+        return keys.digest(self._decided(row, one))
 
-    def after(self, row: int, subject: Subject) -> None:
+    def after(self, row: int, trained: Callable[[], AbstractContextManager[Subject]]) -> None:
         """Measure and compare behind a row, if it is one of `rows`.
 
         A set that fails is noted and the others go on: a finished training run is not lost for it. Answers are on disk
@@ -87,22 +87,28 @@ class CapabilityBoard:
             return
         pairs: list[Pair] = []
         for name, one in self.sets.items():
-            log.info("capability %s: the model answers after stage %d.", name, row)
             try:
-                records = one.measure(subject)
-                write_lines(records, records_file(self.directory, row, name))
+                records = self._records(row, name, one, trained)
+                self._write(records, records_file(self.directory, row, name))
                 found = compare(name, one, self.before[name], records)
             except CapabilityError as error:
                 self._fail(row, name, str(error))
+            except StoreError:
+                raise
             except Exception as error:  # hours of training stand behind this; the traceback goes to the log
                 log.exception("capability %s", name)
                 self._fail(row, name, f"{type(error).__name__}: {error}")
             else:
-                write_lines(found, pairs_file(self.directory, row, name))
+                self._write(found, pairs_file(self.directory, row, name))
                 pairs += found
-        self.tokens += subject.tokens
         self.stages[row] = summarise(self.sets, pairs, samples=self.samples, seed=self.seed)
         self.notify(row, self.stages[row], pairs)
+
+    def write(self) -> None:
+        """Write the files that are gone, should somebody have deleted the directory under the run."""
+        for path, records in self._written.items():
+            if not path.is_file():
+                write_lines(records, path)
 
     def results(self) -> dict[str, Any]:
         """What stands in results.json under `capability`; {} without sets."""
@@ -119,6 +125,62 @@ class CapabilityBoard:
             "failed": self.failed,
             "stages": {str(row): found for row, found in self.stages.items()},
         }
+
+    def _write(self, records: list[Record] | list[Pair], path: Path) -> None:
+        self._written[path] = records
+        write_lines(records, path)
+
+    def _decided(self, row: int, one: CapabilitySet) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "model": self.model_key,
+            "state": self.states[row],
+            "set": type(one).__qualname__,
+            "set_version": one.version,
+            "answers": one.answers_identity(),
+        }
+
+    def _records(
+        self, row: int, name: str, one: CapabilitySet, subject: Callable[[], AbstractContextManager[Subject]]
+    ) -> list[Record]:
+        """Take a set's records from the store, or measure and store them."""
+        decided = self._decided(row, one)
+        key = keys.digest(decided)
+        self.keys.append(key)
+        what = f"capability {name} {f'after stage {row}' if row else 'of the start model'}"
+        if (stored := self._stored(key)) is not None:
+            return stored
+        with self.store.lock("capability", key, what, give_up=lambda: self.store.find("capability", key) is not None):
+            if (stored := self._stored(key)) is not None:
+                return stored
+            log.info("%s: the model answers; kept for other runs.", what)
+            with subject() as asked:
+                records = one.measure(asked)
+            self.tokens += asked.tokens
+            content = as_lines(records)
+            self.store.publish(
+                "capability",
+                key,
+                lambda folder: write_bytes(content, folder / "records.jsonl"),
+                inputs=decided,
+                versions=self.model_key["versions"],
+                uses=[f"stages/{self.states[row]}"] if row else [],
+                facts={"set": name, "row": row, "tokens": asked.tokens},
+                needs=len(content),
+            )
+        return records
+
+    def _stored(self, key: str) -> list[Record] | None:
+        entry = self.store.find("capability", key)
+        if entry is None:
+            return None
+        try:
+            records = read_records(entry.file("records.jsonl"))
+        except DamagedEntry as error:
+            log.warning("%s", error)
+            return None
+        self.tokens += entry.facts["tokens"]
+        return records
 
     def _fail(self, row: int, name: str, reason: str) -> None:
         self.failed[f"{row}/{name}"] = reason
@@ -155,12 +217,12 @@ def fingerprint(sets: Mapping[str, CapabilitySet]) -> str:
 
 def records_file(directory: Path, row: int, name: str) -> Path:
     """Say where a set's records lie; row 0 is the start model."""
-    return directory / "capability" / str(row) / f"{name}.jsonl"
+    return inside(directory, "capability", str(row), f"{name}.jsonl")
 
 
 def pairs_file(directory: Path, row: int, name: str) -> Path:
     """Say where a set's pairs lie."""
-    return directory / "capability" / str(row) / f"{name}.pairs.jsonl"
+    return inside(directory, "capability", str(row), f"{name}.pairs.jsonl")
 
 
 def read_records(path: Path) -> list[Record]:
@@ -170,30 +232,3 @@ def read_records(path: Path) -> list[Record]:
         StoreError: If the file is missing or a line is no JSON.
     """
     return [record for _, record in json_rows(path, StoreError)]
-
-
-def _keep(records: list[Record], path: Path) -> None:
-    """Store records behind a line that says how to know them again; a run does not end for want of it."""
-    try:
-        write_lines([{"sha256": _hash(records), "records": len(records)}, *records], path)
-    except StoreError as error:
-        log.warning("paths.store: the start model's answers are not kept for other runs: %s", error)
-
-
-def _stored(path: Path) -> list[Record] | None:
-    """Read stored records; None if they are not there or not whole."""
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]  # only here, a text may hold other line ends
-        head, *records = [json.loads(line) for line in lines]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        head, records = {}, []
-    if not isinstance(head, dict) or head.get("sha256") != _hash(records):
-        log.warning("%s is not whole; the start model is measured again.", path)
-        return None
-    return records
-
-
-def _hash(records: list[Record]) -> str:
-    return hashlib.sha256(json.dumps(records, ensure_ascii=True, sort_keys=True).encode()).hexdigest()

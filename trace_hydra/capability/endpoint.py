@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from trace_hydra.capability.replies import Conversation, Reply, num_tokens
+from trace_hydra.credentials import variable_fault
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -84,7 +85,9 @@ class Endpoint:
                 f"password or query; a key belongs in the variable that {self.node}.api_key_env names."
             )
         key = self._key()
-        if self.api_key_env and not key:
+        if self.api_key_env and (fault := variable_fault(self.api_key_env)):
+            found.append(f"{self.node}.api_key_env {fault}. (Its value is not shown.)")
+        elif self.api_key_env and not key:
             found.append(
                 f"the environment variable {self.api_key_env} is not set; {self.node}.api_key_env says that it holds "
                 f"the key of {self.node}.base_url (null: the endpoint needs none)."
@@ -207,7 +210,7 @@ def _is_plain(url: str) -> bool:
 
 
 def _without_secrets(url: str) -> str:
-    return url.split("?")[0].split("//")[0] + "//..." if "@" in url or "?" in url else url
+    return "..." if "@" in url or "?" in url or "#" in url else url
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

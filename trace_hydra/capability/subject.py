@@ -66,7 +66,7 @@ class Subject:
         The start model leaves the same room, so that both see the same text.
         """
         config = self.ctx.model.config  # type: ignore[union-attr]
-        taken = self.method.prefix_length(self.ctx.tuning.prefix_length, self.ctx.num_stages)
+        taken = self.method.prefix_length(self.ctx.tuning.prefix_length, self.ctx.total_stages)
         return int(config.get_text_config().max_position_embeddings) - taken  # type: ignore[operator]
 
     def encoder(self, prompt: str) -> Encoder:

@@ -6,6 +6,7 @@ the answer and its end token. Nothing is derived from the pad token, which is of
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from random import Random
 from typing import Any
 
@@ -206,16 +207,26 @@ class TrainBatches:
         self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.epoch = 0
-        """The epoch whose order the next iteration takes; every iteration moves it on."""
+        """Passes begun; the order of each depends on its number, from 1."""
+        self._skip = 0
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.rows), self.batch_size)
         per_step = -(-self.batch_size // self.micro_batch_size)
         return full * per_step + -(-rest // self.micro_batch_size)
 
+    def start_at(self, epoch: int, batch: int) -> None:
+        """Let the next iteration begin behind `batch` micro-batches of an epoch."""
+        more, self._skip = divmod(batch, len(self))
+        self.epoch = epoch + more
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        seed = f"{self.seed}-{self.epoch}"
+        # A generator: Lightning asks for an iterator once more than it trains, and that one must not move the epoch on.
+        skip, self._skip = self._skip, 0
         self.epoch += 1
+        yield from islice(self._batches(f"{self.seed}-{self.epoch}"), skip, None)
+
+    def _batches(self, seed: str) -> Iterator[dict[str, Any]]:
         for step in bucketed_steps([len(row.ids) for row in self.rows], self.batch_size, seed):
             for start in range(0, len(step), self.micro_batch_size):
                 chosen = [self.rows[index] for index in step[start : start + self.micro_batch_size]]

@@ -4,15 +4,16 @@ Nothing else in the package branches on a task's name; a new task brings its own
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from trace_hydra.data.reasoning import SPLITTERS, final_answer
 from trace_hydra.errors import ConfigError
+from trace_hydra.names import NAME, name_fault
 
 SPLITS = ("train", "eval", "test")
-TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+TASK_NAME = NAME
+"""A task's name is part of paths."""
 METRICS = ("accuracy", "first_character", "rouge_l", "edit_similarity", "sari")
 
 
@@ -52,7 +53,7 @@ class TaskSpec:
 
     def __post_init__(self):
         if not TASK_NAME.fullmatch(self.name):
-            raise ConfigError(f"data.tasks: {self.name!r} is no task name; use letters, digits, '_', '.', '-'.")
+            raise ConfigError(f"data.tasks: {self.name[:100]!a} is no task name: {name_fault(self.name)}.")
         if self.metric not in METRICS:
             raise ConfigError(f"data.tasks.{self.name}.metric={self.metric!r} is none of {', '.join(METRICS)}.")
         if self.max_new_tokens < 1:

@@ -57,6 +57,7 @@ class AnalyticRouting(Method):
 
     tunings = ("lora",)
     tuning_reason = "every task gets an adapter of its own"
+    picks_by_prompt = True
 
     def __init__(self, *, frozen_share: float, expansion: int, ridge: float):
         if not 0 < frozen_share < 1:

@@ -34,10 +34,17 @@ class Method:
     """Whether answers use which task a prompt belongs to."""
     grad_at_test = False
     """Whether `answer` trains."""
+    picks_by_prompt = False
+    """Whether each prompt is answered with weights, adapters or soft prompts that are picked by it."""
     merges = False
     """Whether weights change that do not train themselves, because trained ones are merged into them."""
     makes_rows = False
-    """Whether it trains on rows it makes itself (ids begin with 'pseudo-')."""
+    """Whether it generates while it trains: rows of its own (ids begin with 'pseudo-'), say. Decoding then decides its
+    weights too."""
+    sees_num_stages = False
+    """Whether `ctx.num_stages` may be read; its stages are then not shared with runs of another length."""
+    stages_apart = False
+    """Whether each stage begins at the start model and leaves nothing to the next; runs with other orders share it."""
 
     published: Mapping[str, str] = MappingProxyType({})
     """Option of `tuning` -> the method's name in the tables of the TRACE paper; reports show those rows."""

@@ -43,6 +43,7 @@ class InContext(Method):
     terms = ()
     cells = "diagonal"
     sees_task_id = True
+    stages_apart = True
 
     def __init__(self, *, demonstrations: int, max_prompt_tokens: int, max_per_label: int, announcement: str):
         if demonstrations < 0:
@@ -87,8 +88,9 @@ class InContext(Method):
         return sum(map(len, self.chosen.values()))
 
     def state_size(self, size: RunSize) -> StateSize:
-        """The demonstrations, if all of them fit the prompt."""
-        return StateSize(stored=rows_size(size, [min(self.demonstrations, rows) for rows in size.rows]))
+        """The demonstrations of a stage, if all of them fit the prompt."""
+        last = min(self.demonstrations, size.rows[-1])
+        return StateSize(stored=rows_size(size, [*[0] * (size.stages - 1), last]))
 
     def state_dict(self) -> dict[str, Any]:
         """The demonstrations."""

@@ -48,6 +48,7 @@ class L2P(Method):
     tunings = ("prompt",)
     tuning_reason = "it trains a pool of soft prompts and leaves the model frozen"
     terms = ("lm", "keys")
+    picks_by_prompt = True
 
     def __init__(
         self,

@@ -66,6 +66,7 @@ class LFPT5(Method):
     tunings = ("prompt",)
     tuning_reason = "it trains one soft prompt that solves tasks and generates their rows"
     makes_rows = True
+    sees_num_stages = True
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ class MultiTask(Method):
 
     cells = "last"
     sees_all_tasks = True
+    sees_num_stages = True
 
     def phases(self, ctx: StageContext) -> Sequence[Phase]:
         """Nothing before the last stage, then everything."""

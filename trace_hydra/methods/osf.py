@@ -63,6 +63,7 @@ class OSF(Method):
     """
 
     tunings = ("full",)
+    sees_num_stages = True
     tuning_reason = "its weights are factors of the full ones"
     merges = True
 

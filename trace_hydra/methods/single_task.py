@@ -6,9 +6,6 @@ Differs from official TRACE: no code there.
 Memory: one copy of the weights that train, on the CPU.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -22,6 +19,7 @@ class SingleTask(Method):
 
     cells = "diagonal"
     sees_task_id = True
+    stages_apart = True
 
     def __init__(self):
         self.start: dict[str, Tensor] = {}
@@ -38,12 +36,4 @@ class SingleTask(Method):
 
     def state_size(self, size: RunSize) -> StateSize:
         """One copy of what trains."""
-        return StateSize(stored=size.weight_bytes * size.num_trainable)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The start weights."""
-        return dict(self.start)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the start weights back."""
-        self.start = dict(state)
+        return StateSize(host=size.weight_bytes * size.num_trainable)

@@ -84,9 +84,9 @@ class SLoRA(Method):
                 f"method.kept_scale={kept_scale} needs method.adapters=per_task: a single adapter would shrink again "
                 "at the end of every stage. Set method.kept_scale=1."
             )
-        self.variant, self.similarity, self.kept_scale = variant, similarity, kept_scale
+        self.variant, self.similarity, self.kept_scale, self.ratios = variant, similarity, kept_scale, list(ratios)
         self.per_task = self.merges = adapters == "per_task"
-        self.ratios = list(ratios)
+        self.sees_num_stages = variant == "post"
         self.ranks: list[list[int]] = []
         """Directions kept, one list per cleaned update of a stage, one number per layer."""
         self.bases: dict[str, Tensor] = {}
@@ -97,7 +97,7 @@ class SLoRA(Method):
     def end_stage(self, ctx: StageContext) -> None:
         """Clean and merge this stage's update, or keep it for the end."""
         stage = ctx.stage.index
-        clean = self.variant == "pre" or stage == ctx.num_stages
+        clean = self.variant == "pre" or stage == ctx.num_stages  # only "post" may ask
         drawn = torch.Generator().manual_seed(ctx.rng.getrandbits(63))
         chosen: list[list[int]] = []
         with torch.no_grad():

@@ -22,7 +22,8 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 TEXT_PATTERNS = ["*.json", "*.model", "*.txt", "*.jinja"]
 OTHER_FORMATS = ["original/*", "onnx/*", "consolidated*"]
 HUB_TIMEOUT_S = 15
-SAMPLE_BYTES = 1 << 20
+_LARGE = 1 << 26
+_memo: dict[str, Path] = {}
 
 
 def local_folder(path: str) -> Path | None:
@@ -101,6 +102,12 @@ def folder_problems(folder: Path, *, weights: bool = True) -> list[str]:
     if not (folder / "config.json").is_file():
         adapter = " It holds a PEFT adapter, not a model." if (folder / "adapter_config.json").is_file() else ""
         return [f"model.path={folder} has no config.json.{adapter} Set model.path to the folder of a whole model."]
+    if (folder / "adapter_config.json").is_file():
+        # transformers would load the base that the adapter names instead, from wherever that is.
+        return [
+            f"model.path={folder} holds a PEFT adapter (adapter_config.json) beside a model. Merge it into the "
+            "weights, or take adapter_config.json away to load the model alone."
+        ]
     problems = []
     if weights and not weight_files(folder):
         problems.append(f"model.path={folder} has no weights ({' or '.join(WEIGHT_PATTERNS)}).")
@@ -190,6 +197,12 @@ def cached_tokenizer(path: str, revision: str | None) -> Path | None:
     return None
 
 
+def cached_commit(path: str, revision: str | None) -> str | None:
+    """Name the commit of a Hub repository whose tokenizer the Hub client's cache holds."""
+    folder = cached_tokenizer(path, revision)
+    return folder.name if folder is not None and folder.parent.name == "snapshots" else None
+
+
 def _hub_files(path: str, revision: str | None) -> tuple[str, ...]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -206,20 +219,47 @@ def _hub_files(path: str, revision: str | None) -> tuple[str, ...]:
 
 
 def folder_identity(folder: Path) -> str:
-    """Hash what a local checkpoint is: 16 hex digits.
-
-    Configuration and tokenizer files count in full; of each weight file its name, size, first and last MiB, because
-    hashing 26 GB takes a minute at every start.
-    """
+    """Hash what a local checkpoint is: 16 hex digits, over its configuration, tokenizer and weight files."""
     digest = hashlib.sha256()
-    weights = weight_files(folder)
     texts = [file for file in folder.iterdir() if file.suffix in {".json", ".model", ".txt", ".jinja"}]
-    for file in sorted([*texts, *weights], key=lambda file: file.name):
-        size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            if file in weights and size > 2 * SAMPLE_BYTES:
-                digest.update(stream.read(SAMPLE_BYTES))
-                stream.seek(-SAMPLE_BYTES, os.SEEK_END)
-            digest.update(stream.read())
+    for file in sorted([*texts, *weight_files(folder)], key=lambda file: file.name):
+        digest.update(f"{file.name}\0{sha256(file)}\0".encode())
     return digest.hexdigest()[:16]
+
+
+def remember_hashes(file: Path) -> None:
+    """Keep the hashes of large files in a JSON file from now on; hashing 26 GB takes a minute at every start."""
+    _memo["file"] = file
+
+
+def sha256(file: Path) -> str:
+    """Hash a file; a large one that was hashed before, and has the same size, time and inode, is not read again."""
+    state = file.stat()
+    large = state.st_size > _LARGE and _memo.get("file") is not None
+    key = f"{file.resolve()} {state.st_size} {state.st_mtime_ns} {state.st_ino}"
+    known = _known_hashes() if large else {}
+    if key in known:
+        return known[key]
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if large:
+        _keep_hashes({**known, key: found})
+    return found
+
+
+def _known_hashes() -> dict[str, str]:
+    try:
+        found = json.loads(_memo["file"].read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _keep_hashes(known: dict[str, str]) -> None:
+    """Write for the next run; another process may win, and then the file is hashed once more."""
+    draft = _memo["file"].with_name(f".{_memo['file'].name}.{os.getpid()}")
+    try:
+        draft.write_text(json.dumps(known), encoding="utf-8")
+        os.replace(draft, _memo["file"])
+    except OSError as error:
+        log.info("%s: hashes of weight files are not kept: %s", _memo["file"], error.strerror)

@@ -94,11 +94,15 @@ class Pretrained:
         return found
 
     def identity(self) -> dict[str, Any]:
-        """Say which weights and tokenizer these are, for the keys of stored results; loads nothing."""
+        """Say which weights and tokenizer these are, for the keys of stored results; loads nothing.
+
+        A Hub id is known by the commit that the cache holds of it; `load_tokenizer` fetches that first.
+        """
         if self.folder is not None and self.folder.is_dir():
             source = {"folder": checkpoint.folder_identity(self.folder)}
         else:
-            source = {"path": self.path, "revision": self.revision}
+            commit = checkpoint.cached_commit(str(self.path), self.revision)
+            source = {"path": self.path, "revision": commit or self.revision}
         return source | {"dtype": self.dtype, "pad_token": self.pad_token, "loader": type(self).__name__}
 
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":

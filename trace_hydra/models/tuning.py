@@ -16,6 +16,8 @@ class Tuning(ABC):
     name: str
     prefix_length = 0
     """Virtual tokens before every row."""
+    adds = True
+    """Whether `apply` changes what the model answers, or might."""
 
     @abstractmethod
     def apply(self, model: nn.Module) -> nn.Module:
@@ -30,6 +32,7 @@ class Full(Tuning):
     """All weights train."""
 
     name = "full"
+    adds = False
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Return the model itself, everything trainable."""
@@ -41,6 +44,7 @@ class Frozen(Tuning):
     """No weight trains."""
 
     name = "frozen"
+    adds = False
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Return the model itself, nothing trainable."""

@@ -28,13 +28,15 @@ class MiniData:
         f"published. {HOW_TO_GET}"
     )
 
-    def __init__(self, *, rows: Mapping[str, int], tasks: Mapping[str, Mapping[str, Any]]):
+    def __init__(self, *, rows: Mapping[str, int], tasks: Mapping[str, Mapping[str, Any]], seed: int | None = None):
         """Keep the settings (conf/data/mini.yaml).
 
         Args:
             rows: Number of rows per task for each of train, eval and test.
             tasks: Facts about tasks that differ from TRACE's, such as shorter answer limits.
+            seed: What the rows are generated from; null: the run's seed.data.
         """
+        self.seed = seed
         self.rows = dict(rows)
         self.tasks = {task: dict(facts) for task, facts in tasks.items()}
 
@@ -70,10 +72,11 @@ class MiniData:
         """
         if found := self.problems(tasks):
             raise ConfigError(problem_list(found))
+        own = seed if self.seed is None else self.seed
         made = {
             task: Task(
                 task_spec(task, self.tasks),
-                *(make_rows(KINDS[task], split, self.rows[split], seed) for split in SPLITS),
+                *(make_rows(KINDS[task], split, self.rows[split], own) for split in SPLITS),
             )
             for task in tasks
         }

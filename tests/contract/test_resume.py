@@ -1,0 +1,76 @@
+"""A run that is killed right behind any checkpoint, and started again, ends with the same bytes; every method."""
+
+import hashlib
+import json
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from conftest import ROOT, SMALLER, run_tiny
+
+from trace_hydra.resume import StageCheckpoints
+
+METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
+TASKS = ["FOMC", "NumGLUE-cm", "20Minuten"]
+SETTINGS = [
+    f"task_order=[{','.join(TASKS)}]", "checkpoint.every_steps=1", "budget.batch_size=4", "budget.micro_batch_size=2",
+    "budget.default_epochs=2", "budget.epochs={}",
+]  # fmt: skip
+CLOCKS = ("wall_clock_s", "seconds", "plain_step_s", "step_ratio")
+"""Fields of results.json that a clock decides."""
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it, and nothing is saved for it."""
+
+
+def settings(name: str) -> list[str]:
+    return [f"method={name}", *SETTINGS, *SMALLER.get(name, ())]
+
+
+def without_clocks(value):
+    if isinstance(value, dict):
+        return {key: without_clocks(one) for key, one in value.items() if key not in CLOCKS}
+    return [without_clocks(one) for one in value] if isinstance(value, list) else value
+
+
+def outcome(directory: Path) -> dict:
+    """Everything a run leaves: hashes of all stages' weights and states, of all predictions, and its results."""
+    found = {}
+    for manifest in sorted((directory / "store" / "stages").glob("*/manifest.json")):
+        described = json.loads(manifest.read_text())
+        found |= {f"{manifest.parent.name}/{name}": one["sha256"] for name, one in described["files"].items()}
+    for path in sorted((directory / "run" / "predictions").rglob("*.jsonl")):
+        found[str(path.relative_to(directory))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    found["results"] = without_clocks(json.loads((directory / "run" / "results.json").read_text()))
+    return found
+
+
+def run_killed(directory: Path, overrides: list[str], after: int) -> bool:
+    """Run until `after` checkpoints were made in this process; returns whether it got that far."""
+    save, saved = StageCheckpoints.save, []
+
+    def save_and_die(self, lightning):
+        save(self, lightning)
+        saved.append(1)
+        if len(saved) == after:
+            raise Killed
+
+    with patch.object(StageCheckpoints, "save", save_and_die):
+        try:
+            run_tiny(directory, overrides)
+        except Killed:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_killed_run_ends_with_the_same_bytes(name, tmp_path):
+    """Killed behind the 2nd checkpoint, and the 5th after that; 4 steps a stage, more where rows are replayed."""
+    run_tiny(tmp_path / "whole", settings(name))
+    kills = 0
+    for after in (2, 5, 100):
+        kills += run_killed(tmp_path / "killed", settings(name), after)
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    trains = any((tmp_path / "whole" / "store").glob("partial"))
+    assert kills > 0 or not trains

@@ -1,0 +1,1 @@
+"""What outlives a run: trained stages, answers and capability records, found again by what decided them."""
