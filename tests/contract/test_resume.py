@@ -74,3 +74,20 @@ def test_a_killed_run_ends_with_the_same_bytes(name, tmp_path):
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
     trains = any((tmp_path / "whole" / "store").glob("partial"))
     assert kills > 0 or not trains
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method=replay", "method.when=after"],  # two phases in a stage
+        ["method=seqft", "optim.carry=true"],
+        ["method=seqft", "optim.schedule=cosine", "optim.warmup_ratio=0.3"],
+        ["method=seqft", "trainer.precision=bf16-mixed"],
+        ["method=lora", "trainer.precision=bf16-true"],
+    ],
+    ids=lambda one: "_".join(one),
+)
+def test_a_killed_run_with_other_settings(overrides, tmp_path):
+    run_tiny(tmp_path / "whole", [*overrides, *SETTINGS])
+    kills = sum(run_killed(tmp_path / "killed", [*overrides, *SETTINGS], after) for after in (3, 4, 100))
+    assert kills == 2 and outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
