@@ -1,5 +1,6 @@
 """The model of a run: loaded when something must be trained or answered, and brought to the state that asks for it."""
 
+import gc
 import json
 import logging
 import random
@@ -152,16 +153,25 @@ class Live:
         if row == 0:
             return
         stage = self.stage(row)
-        entry = self.store.find("stages", stage.key)
+        if self._put_back(row):
+            return
+        with self.store.lock("stages", stage.key, f"stage {row} ({stage.task})"):
+            if not self._put_back(row):  # nobody made it while we waited
+                self._train(stage)
+
+    def _put_back(self, row: int) -> bool:
+        """Restore a stage if the store has it with its weights, whole."""
+        entry = self.store.find("stages", self.stage(row).key)
+        if entry is None or entry.manifest.get("dropped"):
+            return False
+        self._begin()
         try:
-            if entry is not None and not entry.manifest.get("dropped"):
-                self._restore(entry, row)
-                return
+            self._restore(entry, row)
         except DamagedEntry as error:
             log.warning("%s", error)
             self.row, self._fresh = None, False  # a part of it may have been put back
-        with self.store.lock("stages", stage.key, f"stage {row} ({stage.task})"):
-            self._train(stage)
+            return False
+        return True
 
     def _train(self, stage: Stage) -> Effort:
         """Train a stage and store it."""
@@ -255,7 +265,8 @@ class Live:
         config, prepared, method = self.config, self.prepared, self.parts.method
         if self._ctx is not None:
             self._ctx.model = torch.nn.Module()  # two models need twice the memory
-            method = self._new_method()
+            self.method = method = self._new_method()
+            gc.collect()  # Lightning's objects refer to each other, and one of them to the model
         trainer = self.parts.trainer(
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
         )

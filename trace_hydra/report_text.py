@@ -122,7 +122,23 @@ def _effort(results: Mapping[str, Any]) -> str:
         "does in a stage, over those of a plain step's passes. Rows cut: longer than the protocol's limits, see "
         "audit.json."
     )
-    return f"## Effort\n\n{table(head, rows)}\n\n{notes}"
+    return f"## Effort\n\n{table(head, rows)}\n\n{notes}{_exceptions(results['stages'])}"
+
+
+def _exceptions(stages: Sequence[Mapping[str, Any]]) -> str:
+    """Say where training was not as the configuration has it: smaller micro-batches, steps left out."""
+    sizes = {stage["task"]: stage.get("micro_batch_size") for stage in stages}
+    skipped = {stage["task"]: stage.get("effort", {}).get("skipped") for stage in stages}
+    notes = ""
+    if len(set(sizes.values())) > 1:
+        notes += f"\n\nRows of a micro-batch: {_listed(sizes)}."
+    if any(skipped.values()):
+        notes += f"\n\nSteps not taken for a value that was not finite: {_listed(skipped)}."
+    return notes
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{task} {value}" for task, value in values.items() if value)
 
 
 def _disclosures(results: Mapping[str, Any]) -> str:

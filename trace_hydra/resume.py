@@ -115,9 +115,7 @@ class StageCheckpoints(Callback):
         self.progress = Progress()
         self._since = self._last_save = self._clock()
         self._cost, self._saved_step = 0.0, 0
-        if (found := self._newest()) is not None:
-            saved, tensors, entry = found
-            self._apply(saved, tensors)
+        if (entry := self._take_newest()) is not None:
             stage = ctx.stage
             log.info("stage %d (%s) goes on from its checkpoint at %s.", stage.index, stage.task, entry.facts["at"])
         return self.progress
@@ -147,7 +145,8 @@ class StageCheckpoints(Callback):
         self.progress = progress
 
     def finish(self) -> None:
-        """Remove the checkpoints of a stage that is stored."""
+        """Remove the checkpoints of a stage that is stored, and let go of its model."""
+        del self._ctx, self._method, self._baseline
         for entry in self._all():
             self.store.discard("partial", entry.key)
 
@@ -239,27 +238,28 @@ class StageCheckpoints(Callback):
         found = [self.store.find("partial", key) for key in keys if len(key) == len(self.key) + _STEP_DIGITS]
         return [entry for entry in found if entry is not None]
 
-    def _newest(self) -> tuple[dict[str, Any], dict[str, torch.Tensor], Entry] | None:
+    def _take_newest(self) -> Entry | None:
+        """Bring model and method to the newest checkpoint that is whole; nothing changes if there is none."""
         for entry in reversed(self._all()):
             try:
-                tensors = dict(read_tensors(entry.file("state.safetensors")))
                 weights = entry.file("weights.safetensors")
+                tensors = dict(read_tensors(entry.file("state.safetensors")))
                 saved = tree.unpack(entry.json("state.json"), tensors)
+                self._baseline.apply(saved["method"])  # all or nothing
             except DamagedEntry as error:
                 log.warning("%s", error)
                 continue
+            except MethodError as error:
+                log.warning("the checkpoint at %s cannot be taken up: %s", entry.facts["at"], error)
+                continue
             put_weights(self._ctx.model, read_tensors(weights))
-            return saved, tensors, entry
+            self._ctx.rng.setstate(saved["rng"])
+            self._carried.clear()
+            self._carried.update(saved["carried"])
+            self.progress = Progress(**saved["progress"])
+            self._random, self._pending = saved["random"], saved
+            return entry
         return None
-
-    def _apply(self, saved: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-        self._baseline.apply(saved["method"])
-        self._ctx.rng.setstate(saved["rng"])
-        self._carried.clear()
-        self._carried.update(saved["carried"])
-        self.progress = Progress(**saved["progress"])
-        self._random = saved["random"]
-        self._pending = saved
 
     def _restore_random(self) -> None:
         if self._random is not None:

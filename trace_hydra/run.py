@@ -94,7 +94,7 @@ def _results_of(
             if config.on_oom != "halve" or error.size == 1:
                 raise
             size = smaller(config.budget.batch_size, error.size)
-            log.warning("%s\nFrom stage %d on, the micro-batch is %d rows.", error, error.stage, size)
+            log.warning("%s\nFrom stage %d on, the micro-batch is %d rows.", str(error), error.stage, size)
             micro |= {stage.index: size for stage in prepared.run.stages if stage.index >= error.stage}
         del live, board, abilities  # they hold the model; before the next one is loaded
         gc.collect()

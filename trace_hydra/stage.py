@@ -107,16 +107,22 @@ class StageModule(LightningModule):
         return total * batch.get("weight", 1.0)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the method edit the accumulated gradients; it sees none that are not finite if such steps are skipped."""
-        if self.skipping:
-            gradients = [weight.grad for weight in self.parameters() if weight.grad is not None]
-            if self._bad is None and gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():
-                self._bad = "a gradient is not finite"
-            if self._bad is not None:
-                for weight in self.parameters():
-                    weight.grad = None  # an optimizer leaves such weights, and their state, alone
-                return
-        self.method.edit_gradients(self.ctx)
+        """Let the method edit the accumulated gradients; it sees none that are not finite.
+
+        Raises:
+            MethodError: If there are such gradients, unless such steps are skipped.
+        """
+        if self._bad is None and not self._finite():
+            if not self.skipping and self._scales():
+                return  # the scaler leaves the step out
+            if not self.skipping:
+                raise MethodError(f"{self.where()}: the gradient is not finite, rows {self._rows()}. {self._advice()}")
+            self._bad = "a gradient is not finite"
+        if self._bad is None:
+            self.method.edit_gradients(self.ctx)
+            return
+        for weight in self.parameters():
+            weight.grad = None  # an optimizer leaves such weights, and their state, alone
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Clip what the method left; Lightning's own clipping refuses fused optimizers.
@@ -126,10 +132,9 @@ class StageModule(LightningModule):
         """
         weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.clip_norm if self.clip_norm is not None else float("inf"))
-        # With a gradient scaler (16-mixed) such steps belong to finding the scale; it leaves them out.
-        if not torch.isfinite(norm) and getattr(self.trainer.precision_plugin, "scaler", None) is None:
-            rate = f" (now {optimizer.param_groups[0]['lr']:g})"
-            raise MethodError(f"{self.where()}: the gradient is {float(norm)}, rows {self._rows()}. {_ADVICE % rate}")
+        if not torch.isfinite(norm) and not self._scales():
+            what = f"the norm of the gradient, as the method left it, is {float(norm)}"
+            raise MethodError(f"{self.where()}: {what}, rows {self._rows()}. {self._advice()}")
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
         """Step, then let the method change weights."""
@@ -152,6 +157,20 @@ class StageModule(LightningModule):
         if self.schedule == "linear":
             return 1.0 - progress
         return 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * progress))))
+
+    def _finite(self) -> bool:
+        gradients = [weight.grad for weight in self.parameters() if weight.grad is not None]
+        if not gradients:
+            return True
+        norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)  # 16-bit ones would overflow
+        return bool(torch.stack(norms).isfinite().all())  # one wait for the device
+
+    def _scales(self) -> bool:
+        """Whether a gradient scaler (16-mixed) is at work: steps that are not finite belong to finding the scale."""
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+
+    def _advice(self) -> str:
+        return _ADVICE % f" (now {self.optimizers().param_groups[0]['lr']:g})"  # type: ignore[union-attr]
 
     def where(self) -> str:
         """Name stage, phase and step."""

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -122,8 +122,11 @@ def _train_phase(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    with out_of_memory_named(module, config.budget.batch_size, size):
-        trainer.fit(module, batches, ckpt_path=checkpoint)
+    try:
+        with out_of_memory_named(module, config.budget.batch_size, size):
+            trainer.fit(module, batches, ckpt_path=checkpoint)
+    finally:
+        _let_go(trainer.callbacks, module)
     if config.optim.carry:
         carried.update(state=trainer.optimizers[0].state_dict()["state"], names=list(ctx.trainable()))
     for weight in ctx.model.parameters():
@@ -136,6 +139,14 @@ def _train_phase(
         terms={**progress.terms, **module.seen_terms},
         skipped=progress.skipped + module.skipped,
     )
+
+
+def _let_go(callbacks: Iterable[Any], module: StageModule) -> None:
+    """Take from callbacks what Lightning put there; it would hold module, model and optimizer until the next fit."""
+    for callback in callbacks:
+        for name, value in list(vars(callback).items()):
+            if getattr(value, "__self__", None) is module:
+                delattr(callback, name)
 
 
 def _plain_step_s(config: DictConfig, ctx: StageContext) -> float | None:

@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = [
     "debug=smoke", "logger=csv", "task_order=[FOMC,NumGLUE-cm,20Minuten]", "data.rows.train=8", "data.rows.test=3",
-    "budget.default_epochs=60", "checkpoint.every_steps=10", "protocol.decoding.max_new_tokens=4",
+    "budget.default_epochs=20", "checkpoint.every_steps=5", "protocol.decoding.max_new_tokens=4",
     "evaluation.bootstrap_samples=20",
 ]  # fmt: skip
 CLOCKS = ("wall_clock_s", "seconds", "plain_step_s", "step_ratio")

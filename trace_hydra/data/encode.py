@@ -207,7 +207,7 @@ class TrainBatches:
         self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.epoch = 0
-        """Passes begun; the order of each depends on its number, from 1."""
+        """The epoch whose order the next pass takes; every pass that begins moves it on."""
         self._skip = 0
 
     def __len__(self) -> int:
@@ -222,9 +222,9 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         # A generator: Lightning asks for an iterator once more than it trains, and that one must not move the epoch on.
-        skip, self._skip = self._skip, 0
-        self.epoch += 1
-        yield from islice(self._batches(f"{self.seed}-{self.epoch}"), skip, None)
+        seed, skip = f"{self.seed}-{self.epoch}", self._skip
+        self.epoch, self._skip = self.epoch + 1, 0
+        yield from islice(self._batches(seed), skip, None)
 
     def _batches(self, seed: str) -> Iterator[dict[str, Any]]:
         for step in bucketed_steps([len(row.ids) for row in self.rows], self.batch_size, seed):
