@@ -162,7 +162,7 @@ class StageModule(LightningModule):
         gradients = [weight.grad for weight in self.parameters() if weight.grad is not None]
         if not gradients:
             return True
-        norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)  # 16-bit ones would overflow
+        norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)  # type: ignore  # 16-bit ones would overflow
         return bool(torch.stack(norms).isfinite().all())  # one wait for the device
 
     def _scales(self) -> bool:

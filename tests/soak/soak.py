@@ -3,8 +3,8 @@
     python tests/soak/soak.py --methods seqft replay ewc olora --kills 50 --seed 0
 
 A point is a moment drawn evenly from the time that the whole run takes, start-up included; after each kill the same
-command is given again, with the next point. After six kills, or when the kills are used up, it runs to its end. Not a test of the
-fast suite; `test_soak.py` runs a short form.
+command is given again, with the next point. After six kills, or when the kills are used up, it runs to its end. Not a
+test of the fast suite; `test_soak.py` runs a short form.
 """
 
 import argparse
@@ -104,6 +104,7 @@ def soak(method: str, kills: int, seed: int, extra: list[str]) -> dict[str, Any]
             finished += 1
             target = folder / f"killed-{finished}"
             for _ in range(min(KILLS_A_RUN, kills - done)):
+                fresh, begun = not target.exists(), time.monotonic()
                 status = run(command(method, target, extra), drawn.uniform(0.1, 1.0) * whole_s)
                 if status is None:
                     done += 1
@@ -111,6 +112,8 @@ def soak(method: str, kills: int, seed: int, extra: list[str]) -> dict[str, Any]
                     continue
                 if status != 0:
                     raise SystemExit(f"{method}: a run that was killed {done} times ended with status {status}")
+                if fresh:  # never killed: the machine was less busy than before
+                    whole_s = min(whole_s, time.monotonic() - begun)
                 break
             else:
                 if run(command(method, target, extra), None) != 0:
