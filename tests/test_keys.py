@@ -16,8 +16,8 @@ BASE = [
     "debug=smoke", "task_order=[FOMC,Py150]", "logger=none", "callbacks=none", "capability=none", "seed=3",
     "data.rows.train=4", "data.rows.test=2",
 ]  # fmt: skip
-# Together they have every option whose leaves differ: sampling makes the generation seed count, lfpt5 generates while it
-# trains, replay has alignment rows.
+# Together they have every option whose leaves differ: sampling makes the generation seed count, lfpt5 generates while
+# it trains, replay has alignment rows.
 CONFIGS = {
     "seqft": [*BASE, "method=seqft"],
     "ewc, lora, sampled": [*BASE, "method=ewc", "tuning=lora", "protocol=official", "protocol.max_prompt_tokens=128"],

@@ -81,7 +81,7 @@ def kept(seen):
     """Stage -> whether its weights are there."""
     store = Store(seen.directory.parent / "store")
     stages = json.loads((seen.directory / "results.json").read_text())["stages"]
-    return {stage["task"]: store.find("stages", stage["key"]).has(WEIGHTS) for stage in stages}
+    return {stage["task"]: store.find("stages", stage["key"]).has(WEIGHTS) for stage in stages}  # type: ignore[union-attr]
 
 
 def numbers(seen):
@@ -128,4 +128,4 @@ def test_a_longer_order_trains_the_stages_without_weights_again(tmp_path):
     stages = json.loads((whole.directory / "results.json").read_text())["stages"]
     for key in (stage["key"] for stage in stages):
         entries = [Store(tmp_path / name / "store").find("stages", key) for name in "ab"]
-        assert entries[0].manifest["files"][WEIGHTS] == entries[1].manifest["files"][WEIGHTS]
+        assert entries[0].manifest["files"][WEIGHTS] == entries[1].manifest["files"][WEIGHTS]  # type: ignore[union-attr]

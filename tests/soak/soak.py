@@ -118,7 +118,11 @@ def soak(method: str, kills: int, seed: int, extra: list[str]) -> dict[str, Any]
             else:
                 if run(command(method, target, extra), None) != 0:
                     raise SystemExit(f"{method}: the last run failed")
-            equal += outcome(target) == whole
+            found = outcome(target)
+            equal += found == whole
+            for name in sorted(found.keys() | whole.keys()):
+                if found.get(name) != whole.get(name):
+                    print(f"{method}: {target.name} differs in {name}", file=sys.stderr, flush=True)
             left = [str(path) for path in (target / "store" / "drafts").glob("*") if any(path.iterdir())]
             if left:
                 raise SystemExit(f"{method}: drafts were left: {left}")
