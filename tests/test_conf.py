@@ -204,13 +204,13 @@ def test_targets_outside_the_allowlist_are_refused_and_not_called(target, place)
 
 
 def test_a_trusted_package_may_be_named(tmp_path, monkeypatch):
-    (tmp_path / "my_methods.py").write_text(
+    (tmp_path / "my_trusted.py").write_text(
         "from trace_hydra.methods.base import Method\nclass Mine(Method):\n    pass\n", encoding="utf-8"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    config = compose_config(["model=tiny", "trust.targets=[my_methods.]", "method._target_=my_methods.Mine"])
+    config = compose_config(["model=tiny", "trust.targets=[my_trusted.]", "method._target_=my_trusted.Mine"])
     assert build.problems_of(config) == []
-    config = compose_config(["model=tiny", "method._target_=my_methods.Mine"])
+    config = compose_config(["model=tiny", "method._target_=my_trusted.Mine"])
     assert any("not allowed" in problem for problem in build.problems_of(config))
 
 

@@ -129,7 +129,7 @@ def test_trust_that_names_too_much_is_refused(entry):
 
 
 def test_trust_ends_at_a_dot_or_names_one_thing(tmp_path, monkeypatch):
-    for package in ("my_methods", "my_methods_evil"):
+    for package in ("dotted_methods", "dotted_methods_evil"):
         (tmp_path / f"{package}.py").write_text(
             f"import os, subprocess\nfrom {SEQFT.rpartition('.')[0]} import SeqFT as Parent\n"
             "class X(Parent): pass\nclass Y(Parent): pass\n"
@@ -140,12 +140,12 @@ def test_trust_ends_at_a_dot_or_names_one_thing(tmp_path, monkeypatch):
         assert trust_problems(trusted) == []
         return bool(target_problems("method", {"_target_": target}, trusted))
 
-    assert not refused("my_methods.X", "my_methods.")
-    assert not refused("my_methods.Parent", "my_methods.")  # ours, and of the right kind
-    assert refused("my_methods_evil.X", "my_methods.")
-    assert not refused("my_methods.X", "my_methods.X") and refused("my_methods.Y", "my_methods.X")
-    for target in ("my_methods.os.system", "my_methods.subprocess.Popen", "my_methods.X.__init__.__globals__"):
-        assert refused(target, "my_methods.")
+    assert not refused("dotted_methods.X", "dotted_methods.")
+    assert not refused("dotted_methods.Parent", "dotted_methods.")  # ours, and of the right kind
+    assert refused("dotted_methods_evil.X", "dotted_methods.")
+    assert not refused("dotted_methods.X", "dotted_methods.X") and refused("dotted_methods.Y", "dotted_methods.X")
+    for target in ("os.system", "subprocess.Popen", "X.__init__.__globals__"):
+        assert refused(f"dotted_methods.{target}", "dotted_methods.")
 
 
 def test_every_option_of_conf_is_allowed_where_it_stands():

@@ -172,7 +172,7 @@ def test_other_command_lines_refuse_them_too(tmp_path, module, secret):
 
 
 def test_ordinary_configurations_hold_no_secret(monkeypatch):
-    """Every default of conf passes while secrets are set; so do a revision, a path and short placeholders."""
+    """Every default of conf passes while secrets are set; so do a revision, a path and short stand-ins."""
     for name, value in PLANTED.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SSH_KEY", "/home/me/.ssh/id_ed25519")

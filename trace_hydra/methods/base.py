@@ -118,4 +118,8 @@ class Method:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave.
+
+        A model that lacks what earlier stages added gets it when it is next used. What that draws must leave the random
+        state as it was (`torch.random.fork_rng`): a stage would begin otherwise than in a run that was never stopped.
+        """

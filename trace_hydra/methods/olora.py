@@ -117,12 +117,13 @@ class OLoRA(Method):
         return weight if self.factor == "lora_A" else weight.T
 
     def _mount(self, ctx: StageContext) -> None:
-        """Give a model that lacks earlier adapters (a restored run) all of them, with their weights."""
+        """Give a model that lacks earlier adapters (a restored run) all of them; the random state stays as it is."""
         missing = [name for name in self.adapters if name not in ctx.model.peft_config]  # type: ignore[operator]
         if not missing:
             return
-        for name in missing:
-            ctx.model.add_adapter(name, ctx.tuning.config())  # type: ignore[operator, attr-defined]
+        with torch.random.fork_rng(devices=[ctx.device] if ctx.device.type == "cuda" else []):
+            for name in missing:
+                ctx.model.add_adapter(name, ctx.tuning.config())  # type: ignore[operator, attr-defined]
         weights = dict(ctx.model.named_parameters())
         with torch.no_grad():
             for name, weight in self.kept.items():

@@ -189,9 +189,13 @@ def fetch(path: str, revision: str | None, *, weights: bool, code: bool) -> Path
 def cached_tokenizer(path: str, revision: str | None) -> Path | None:
     """Find the folder of a Hub repository's tokenizer in the Hub client's cache, without asking the Hub."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     for name in TOKENIZER_FILES:
-        found = try_to_load_from_cache(path, name, revision=revision or "main")
+        try:
+            found = try_to_load_from_cache(path, name, revision=revision or "main")
+        except HFValidationError:  # the path of a folder that is not there
+            return None
         if isinstance(found, str):
             return Path(found).parent
     return None
