@@ -214,6 +214,15 @@ def test_a_trusted_package_may_be_named(tmp_path, monkeypatch):
     assert any("not allowed" in problem for problem in build.problems_of(config))
 
 
+def test_a_callback_is_taken_out_by_null_and_must_be_a_node():
+    whole, without = (build.validate(compose_config(["model=tiny", *one])) for one in ([], ["callbacks.matrix=null"]))
+    assert len(without.callbacks) == len(whole.callbacks) - 1
+    for node in ("callbacks.matrix=7", "logger.csv=true"):
+        key, _, value = node.partition("=")
+        (problem,) = build.problems_of(compose_config(["model=tiny", "logger=csv", node]))
+        assert problem.startswith(f"{key}={value.title()} has no _target_")
+
+
 def test_run_key_ignores_paths_and_nothing_else(tmp_path):
     base = run_key(compose_config(["model=tiny"]))
     assert run_key(compose_config(["model=tiny", f"paths.store={tmp_path}", "logger=csv"])) == base

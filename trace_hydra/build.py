@@ -218,6 +218,13 @@ def _build(config: DictConfig, plain: Any, specs: dict[str, TaskSpec], problems:
         nodes = (plain[group] or {}).items()
         built[group] = []
         for key, node in nodes:
+            if node is None:  # taken out: callbacks.<key>=null
+                continue
+            if not isinstance(node, Mapping) or "_target_" not in node:
+                problems.append(
+                    f"{group}.{key}={node!r} has no _target_; it names the class to build. null leaves it out."
+                )
+                continue
             try:
                 built[group].append(instantiate(node))
             except TraceHydraError as error:

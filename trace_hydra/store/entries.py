@@ -29,9 +29,9 @@ KINDS = ("stages", "answers", "capability", "partial")
 KEY = re.compile(r"[0-9a-f]{8,64}")
 """What can be a key."""
 OWNER = "owner.json"
+"""Of a draft: the process that writes it."""
 _GONE = "gone-"
 """Beginning of the names of entries that are being removed."""
-"""Of a draft: the process that writes it."""
 
 
 class DamagedEntry(StoreError):
