@@ -48,6 +48,46 @@ def own_store(tmp_path_factory, monkeypatch):
     return store
 
 
+@pytest.fixture
+def run_info(tmp_path):
+    """A run of two tasks whose every cell is to be scored."""
+    from dataclasses import replace
+
+    from doubles import two_tasks
+    from logger_doubles import SCORES
+
+    config = {"budget": {"epochs": {"My.Task": 2}}, "method": {"name": "plain"}}
+    return replace(two_tasks(tmp_path), config=config, cells=tuple((row, task, 2) for row, task in SCORES))
+
+
+@pytest.fixture
+def no_account(tmp_path_factory, monkeypatch):
+    """A home without a key, wandb as freshly started; both again afterwards."""
+    import wandb
+
+    home = tmp_path_factory.mktemp("home")
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    for name, value in (("HOME", home), ("NETRC", home / "netrc"), ("WANDB_CONFIG_DIR", home), ("WANDB_DIR", home)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.chdir(home)
+    wandb.teardown()
+    yield monkeypatch
+    wandb.teardown()
+
+
+@pytest.fixture
+def account(no_account):
+    """A key, and little patience."""
+    from logger_doubles import KEY
+
+    from trace_hydra import wandb_link
+
+    no_account.setenv("WANDB_API_KEY", KEY)
+    no_account.setattr(wandb_link, "PATIENCE_S", 1.5)
+    return no_account
+
+
 def compose_config(overrides: list[str]):
     """Compose like the command line does, without running anything."""
     from hydra import compose, initialize_config_dir

@@ -5,17 +5,14 @@ import json
 import os
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import compose_config
-from doubles import two_tasks
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from logger_doubles import SCORES, factory, folders, play
 from wandb_file import read
 
-from trace_hydra import report
-from trace_hydra.callbacks.matrix import MatrixCallback
 from trace_hydra.errors import ConfigError
 from trace_hydra.loggers import (
     close_loggers,
@@ -26,76 +23,7 @@ from trace_hydra.loggers import (
     tensorboard_logger,
     wandb_logger,
 )
-from trace_hydra.metrics.continual import ScoreMatrix
-from trace_hydra.metrics.score import TaskScore
-from trace_hydra.plan import RunInfo
 from trace_hydra.targets import instantiate
-
-SCORES = {(0, "A"): 1.5, (0, "B"): 2.5, (1, "A"): 60.0, (1, "B"): 5.0, (2, "A"): 40.25, (2, "B"): 80.0}
-
-
-@pytest.fixture
-def run_info(tmp_path) -> RunInfo:
-    config = {"budget": {"epochs": {"My.Task": 2}}, "method": {"name": "plain"}}
-    return replace(two_tasks(tmp_path), config=config, cells=tuple((row, task, 2) for row, task in SCORES))
-
-
-@pytest.fixture
-def no_account(tmp_path_factory, monkeypatch):
-    """A home without a key, wandb as freshly started; both again afterwards."""
-    import wandb
-
-    home = tmp_path_factory.mktemp("home")
-    for name in [name for name in os.environ if name.startswith("WANDB")]:
-        monkeypatch.delenv(name)
-    for name, value in (("HOME", home), ("NETRC", home / "netrc"), ("WANDB_CONFIG_DIR", home), ("WANDB_DIR", home)):
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.chdir(home)
-    wandb.teardown()
-    yield monkeypatch
-    wandb.teardown()
-
-
-def factory(**changes) -> partial:
-    """The default `logger=wandb` with some keys changed."""
-    node = compose_config([]).logger.wandb
-    return instantiate({**node, **changes})
-
-
-def folders(run: RunInfo) -> list[Path]:
-    return sorted(path for path in (run.directory / "wandb").glob("*run-*") if not path.is_symlink())
-
-
-def play(run: RunInfo, loggers: list) -> dict:
-    """Score every cell through the callback, write the results and hand them to it."""
-    callback = MatrixCallback(show=False, heat_map=True)
-    callback.on_run_start(run, loggers)
-    matrix, scores = ScoreMatrix(run.tasks), {}
-    for row in range(3):
-        if row:
-            callback.on_stage_start(run.stages[row - 1])
-        for task in run.tasks:
-            value = SCORES[row, task]
-            matrix.set(row, task, value)
-            scores[row, task] = TaskScore(task, "greedy", "accuracy", 1, value, {"accuracy": value}, [])
-            callback.on_cell_scored(row, task, scores[row, task])
-        callback.on_row_scored(row, matrix)
-    results = report.build_results(
-        run=run,
-        matrix=matrix,
-        scores=scores,
-        carried={},
-        intervals={"op": [50.0, 70.5], "bwt": [-30.0, -10.0], "fwt": [1.0, 4.0], "forgetting": [10.0, 30.0]},
-        wall_clock_s=1.0,
-        tokens={"train": [1, 2], "evaluate": [1, 2, 3]},
-        truncated={},
-        task_specs={},
-        seeds={},
-        scoring="corrected",
-        versions={},
-    )
-    callback.on_run_end(results)
-    return results
 
 
 def test_offline_run_read_back_holds_the_results(run_info, no_account, caplog):

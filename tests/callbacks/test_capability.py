@@ -4,7 +4,7 @@ import json
 
 import pytest
 from doubles import Recorder, two_tasks
-from test_loggers import factory, folders, no_account  # noqa: F401 - a fixture
+from logger_doubles import factory, folders
 from wandb_file import read
 
 from trace_hydra.callbacks.capability import CapabilityDelta
