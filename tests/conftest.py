@@ -188,7 +188,7 @@ def run_tiny(directory: Path, overrides: list[str], cut=None):
         seen.snapshots[ctx.stage.index] = _snapshot(ctx.model, method)
         for module in seen.modules:
             seen.rates[ctx.stage.index] = module.optimizers().param_groups[0]["lr"]
-            seen.terms.setdefault(ctx.stage.index, {}).update(module.seen_terms)
+            seen.terms.setdefault(ctx.stage.index, {}).update(module.readings.seen)
         if not seen.modules:
             seen.trainable.setdefault(ctx.stage.index, set()).update(ctx.trainable())
         return effort

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, compose_config
 from omegaconf import OmegaConf
+from zygote import run_module
 
 from trace_hydra import build, entry
 from trace_hydra.keys import run_key
@@ -38,9 +39,7 @@ EXPECTED_GROUPS = {
 
 
 def command(*arguments: str, **keywords) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "trace_hydra", *arguments], capture_output=True, text=True, cwd=ROOT, **keywords
-    )
+    return run_module("trace_hydra", *arguments, **keywords)
 
 
 def test_all_groups_are_there():
@@ -54,9 +53,18 @@ def test_every_option_composes_and_every_target_binds(group, option):
     assert [problem for path, node in find_targets(plain) for problem in target_problems(path, node)] == []
 
 
-@pytest.mark.parametrize("option", ["parallel", "slurm"])
+@pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "hydra" / "launcher").glob("*.yaml")))
 def test_launchers_compose(option):
-    assert command(f"hydra/launcher={option}", "--cfg", "hydra").returncode == 0
+    done = command(f"hydra/launcher={option}", "--cfg", "hydra", "-p", "hydra.launcher")
+    assert done.returncode == 0 and "Warning" not in done.stderr
+    assert "_target_: hydra_plugins.trace_hydra_launchers." in done.stdout
+
+
+@pytest.mark.parametrize(("key", "value"), [("timeout_mim", "5"), ("timeout_min", "soon")])
+def test_a_launchers_settings_are_checked(key, value):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    done = command("hydra/launcher=submitit_slurm", f"hydra.launcher.{key}={value}", "--cfg", "hydra")
+    assert done.returncode == 2 and key in done.stderr and "Traceback" not in done.stderr
 
 
 def test_defaults_are_the_embedded_run():
@@ -156,7 +164,6 @@ def test_all_problems_come_in_one_message_before_anything_loads():
         (["+method.typo=1"], "no such argument"),
         (["protocol.truncation=right"], "protocol.truncation=right"),
         (["evaluation.cells=some"], "evaluation.cells=some"),
-        (["budget.batch_size=3", "budget.micro_batch_size=2"], "no multiple"),
         (["+budget.epochs.FOMX=2"], "budget.epochs.FOMX"),
         (["method=icl", "tuning=full"], "trains nothing"),
         (["method=seqft", "tuning=frozen"], "nothing to train"),

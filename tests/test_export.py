@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from trace_hydra.errors import ConfigError, MethodError, StoreError
 from trace_hydra.export import export
+from trace_hydra.models.attention import by_pytorch
 from trace_hydra.models.prompts import VirtualTokens
 from trace_hydra.store.__main__ import main
 from trace_hydra.store.entries import Store
@@ -61,7 +62,7 @@ def own(seen):
     _, prefixes = next(iter(method.serve(ctx, [TEXT])))
     prefix = list(prefixes[0])
     ctx.model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), by_pytorch(ctx.model):
         logits = ctx.model(input_ids=torch.tensor([[*prefix, *ids]])).logits[0, len(prefix) :]
     ctx.generated.clear()
     text = ctx.generate([TEXT], 8, prefixes=[prefix])[0]

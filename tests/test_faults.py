@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 from unittest.mock import patch
@@ -15,6 +14,7 @@ from unittest.mock import patch
 import pytest
 from conftest import ROOT, run_tiny
 from contract.test_resume import outcome, run_killed
+from zygote import run_module
 
 from trace_hydra.errors import StoreError
 from trace_hydra.live import Live
@@ -322,8 +322,7 @@ def test_a_deleted_run_directory_can_be_scored_and_exported_afterwards(tmp_path)
                    "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}  # fmt: skip
 
     def command(module, *arguments):
-        line = [sys.executable, "-m", module, *map(str, arguments)]
-        return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+        return run_module(module, *arguments, env=environment)
 
     done = command("trace_hydra", "debug=smoke", "task_order=[FOMC,Py150]", *VANDAL, f"paths.runs={tmp_path / 'runs'}")
     assert done.returncode == 0, done.stderr

@@ -175,7 +175,7 @@ def test_other_errors_pass_through(tmp_path, monkeypatch):
     "text", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling x", CPU]
 )
 def test_what_libraries_say_of_memory_is_known(text):
-    assert memory._is_out_of_memory(RuntimeError(text)) and not memory._is_out_of_memory(ValueError("memory"))
+    assert memory.is_out_of_memory(RuntimeError(text)) and not memory.is_out_of_memory(ValueError("memory"))
 
 
 @pytest.mark.parametrize(

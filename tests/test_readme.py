@@ -3,11 +3,10 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT
+from zygote import run_module
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -28,9 +27,8 @@ def follow(folder, line: str, *more: str):
 
     words = shlex.split(line)
     assert words[:3] == ["python", "-m", "trace_hydra"]
-    command = [sys.executable, "-m", "trace_hydra", *words[3:], *more]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]), "WANDB_MODE": "offline"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+    return run_module("trace_hydra", *words[3:], *more, cwd=folder, env=environment)
 
 
 def test_adding_a_method(tmp_path):

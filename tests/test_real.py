@@ -30,6 +30,7 @@ def test_smollm2_learns_a_generated_task(tmp_path):
     assert run.terms[1]["lm"] > 0
 
 
+@pytest.mark.long
 def test_smollm2_on_rows_of_the_release(tmp_path, shared_data):
     """Four tasks of different kinds, six rows each: every cell has a score, and long rows are cut and counted."""
     run = run_tiny(

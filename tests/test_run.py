@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT, compose_config
+from zygote import run_module
 
 from trace_hydra import build
 
@@ -15,14 +14,11 @@ SMOKE = ["debug=smoke", "logger=csv", "task_order=[FOMC,Py150]"]
 
 def offline() -> dict[str, str]:
     """The environment as it is now: the store is each test's own."""
-    return {**os.environ, "HF_HUB_offline()": "1", "WANDB_MODE": "offline"}
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 
 def command(*arguments, module="trace_hydra", cwd=ROOT, **keywords):
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd, env={**offline(), "PYTHONPATH": str(ROOT)}, **keywords,
-    )  # fmt: skip
+    return run_module(module, *arguments, cwd=cwd, env={**offline(), "PYTHONPATH": str(ROOT), **keywords})
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,9 @@ SETTINGS = [
 ]  # fmt: skip
 
 
+OTHERS = ("SIGINT", "SIGUSR1", "SIGUSR2")
+
+
 def start(folder: Path, *extra: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "trace_hydra", *SETTINGS, f"paths.runs={folder / 'runs'}", *extra],
@@ -40,7 +43,7 @@ def results(folder: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"])
+@pytest.mark.parametrize("name", ["SIGTERM", *(pytest.param(one, marks=pytest.mark.long) for one in OTHERS)])
 def test_a_signal_in_training_saves_and_the_same_command_goes_on(name, tmp_path):
     """150 epochs of two steps; the signal comes in the first stage, and the second start begins with its checkpoint."""
     process = start(tmp_path, "budget.default_epochs=150")

@@ -110,7 +110,7 @@ def test_a_stored_tree_makes_no_foreign_class(name):
 
 
 # Rows and logits kept, draws; averaged weights and a counter; searches in a tree, sums of gradients; counters.
-REAL = {"der": [], "ema": ["budget.default_epochs=2"], "treelora": ["budget.default_epochs=2"], "gem": []}
+REAL = {"ema": ["budget.default_epochs=2"], "treelora": ["budget.default_epochs=2"], "gem": []}
 
 
 @pytest.mark.parametrize("name", REAL)

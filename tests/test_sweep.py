@@ -2,12 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
+from typing import Any
 
 import pytest
 from conftest import ROOT, compose_config, run_tiny
+from fake_slurm import FakeSlurm
 from omegaconf import OmegaConf
+from zygote import run_module
 
 TEMPLATES = sorted(path.stem for path in (ROOT / "multirun_templates" / "sweep").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -23,10 +24,8 @@ ROWS = ("data.rows.train=2", "data.rows.test=2")
 
 def sweep(tmp_path, *arguments, rows=ROWS):
     tasks = [] if any("task_order" in argument for argument in arguments) else ["task_order.tasks=[FOMC]"]
-    return subprocess.run(
-        [sys.executable, "-m", "trace_hydra", *SMOKE, *rows, *tasks, f"paths.runs={tmp_path}", *arguments],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "WANDB_MODE": "offline"},
-    )  # fmt: skip
+    given = [*SMOKE, *rows, *tasks, f"paths.runs={tmp_path}", *arguments]
+    return run_module("trace_hydra", *given, env={**os.environ, "WANDB_MODE": "offline"})
 
 
 def jobs(tmp_path) -> list[dict]:
@@ -51,13 +50,19 @@ def needs(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_every_template_runs(template, tmp_path, needs):
+def test_every_template_runs(template, tmp_path, needs, request, monkeypatch):
     """As many finished runs as the template names jobs, each in its own directory."""
-    raw = OmegaConf.load(ROOT / "multirun_templates" / "sweep" / f"{template}.yaml")
+    raw: Any = OmegaConf.load(ROOT / "multirun_templates" / "sweep" / f"{template}.yaml")
     expected = 1
     for values in raw.hydra.sweeper.params.values():
         expected *= len(str(values).split(","))
     own = needs.get(template, {"arguments": [], "rows": ROWS})
+    if "submitit_slurm" in str(raw.get("defaults")):
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+        slurm = FakeSlurm(tmp_path / "slurm")
+        request.addfinalizer(slurm.shut_down)
+        for name, value in slurm.environment().items():
+            monkeypatch.setenv(name, value)
     done = sweep(tmp_path, f"sweep={template}", *own["arguments"], rows=own["rows"])
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(jobs(tmp_path)) == expected
@@ -84,7 +89,7 @@ def test_a_failed_job_does_not_end_the_sweep(tmp_path):
 @pytest.mark.slow
 def test_jobs_run_side_by_side(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    done = sweep(tmp_path, "-m", "hydra/launcher=parallel", "seed=0,1")
+    done = sweep(tmp_path, "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1")
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(jobs(tmp_path)) == 2
 

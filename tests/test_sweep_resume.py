@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, TINY, compose_config
+from zygote import run_module
 
 from trace_hydra import job, sweep, sweep_text
 from trace_hydra.store.entries import Store
@@ -18,6 +19,12 @@ from trace_hydra.sweep import JobPlan, Piece
 
 ORDERS = "task_order=[FOMC,Py150],[FOMC,NumGLUE-cm],[FOMC],[Py150,FOMC]"
 """Seven stages, five of them distinct: FOMC, FOMC > Py150, FOMC > NumGLUE-cm, Py150, Py150 > FOMC."""
+JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+LAUNCHERS = {
+    "basic": ("hydra/launcher=basic",),
+    "joblib": JOBLIB,
+    "submitit_local": ("hydra/launcher=submitit_local",),
+}
 FAILS = "optim.optimizer.lr=1e30,1e-3"
 """The first job's loss is no number."""
 
@@ -32,7 +39,7 @@ def arguments(folder: Path, *given: str) -> list[str]:
 
 
 def launch(folder: Path, *given: str) -> subprocess.CompletedProcess:
-    return subprocess.run(arguments(folder, *given), capture_output=True, text=True, cwd=ROOT)
+    return run_module(*arguments(folder, *given)[2:])
 
 
 def finished(folder: Path) -> dict[str, dict]:
@@ -220,11 +227,11 @@ def assert_trained_once(folder: Path, stages: int, distinct: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("launcher", "plugin"), [("parallel", "hydra_joblib_launcher"), ("submitit_local", "hydra_submitit_launcher")]
+    ("launcher", "plugin"), [("joblib", "hydra_joblib_launcher"), ("submitit_local", "hydra_submitit_launcher")]
 )
 def test_side_by_side_no_stage_is_trained_twice(tmp_path, launcher, plugin):
     pytest.importorskip(f"hydra_plugins.{plugin}")
-    done = launch(tmp_path, f"hydra/launcher={launcher}", ORDERS)
+    done = launch(tmp_path, *LAUNCHERS[launcher], ORDERS)
     assert done.returncode == 0, done.stderr
     assert len(finished(tmp_path)) == 4
     assert_trained_once(tmp_path, 7, 5)
@@ -253,7 +260,7 @@ def test_fail_fast_starts_nothing_after_a_failure(tmp_path):
 @pytest.mark.slow
 def test_fail_fast_reaches_other_processes(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    done = launch(tmp_path, FAILS, "sweep.fail_fast=true", "hydra/launcher=parallel", "hydra.launcher.n_jobs=1")
+    done = launch(tmp_path, FAILS, "sweep.fail_fast=true", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1")
     assert done.returncode == 1 and not finished(tmp_path) and "1 not started" in done.stdout
 
 
@@ -328,18 +335,18 @@ LONG = ("budget.default_epochs=400", "evaluation=diagonal_last", "checkpoint.eve
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["basic", "parallel"])
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_a_stopped_sweep_ends_with_75_and_goes_on(tmp_path, launcher):
-    if launcher == "parallel":
+    if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    process = start(tmp_path, f"hydra/launcher={launcher}", "seed=0,1,2", *LONG)
+    process = start(tmp_path, *LAUNCHERS[launcher], "seed=0,1,2", *LONG)
     wait_for(lambda: list(tmp_path.glob("store/partial/*")))
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 75, out
     assert "stopped" in out and "not started" in out and not list(tmp_path.glob("*/error.txt"))
     assert not list(tmp_path.glob(".sweep-*"))
-    again = launch(tmp_path, f"hydra/launcher={launcher}", "seed=0,1,2", *LONG)
+    again = launch(tmp_path, *LAUNCHERS[launcher], "seed=0,1,2", *LONG)
     assert again.returncode == 0 and len(finished(tmp_path)) == 3, again.stdout + again.stderr
 
 
@@ -347,7 +354,7 @@ def test_a_stopped_sweep_ends_with_75_and_goes_on(tmp_path, launcher):
 def test_a_killed_worker_does_not_take_the_sweep_along(tmp_path):
     """joblib gives up all jobs when the process of one dies; they go on from their checkpoints in a second round."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    process = start(tmp_path, "hydra/launcher=parallel", "seed=0,1,2", *LONG)
+    process = start(tmp_path, *JOBLIB, "seed=0,1,2", *LONG)
     wait_for(lambda: list(tmp_path.glob("store/partial/*")))
     os.kill(running(tmp_path)[0], signal.SIGKILL)
     out, _ = process.communicate(timeout=300)

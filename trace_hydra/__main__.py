@@ -1,5 +1,7 @@
 """`python -m trace_hydra`: Hydra composes, `run.run` does the rest."""
 
+import logging
+import os
 import sys
 from pathlib import Path
 
@@ -8,9 +10,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from trace_hydra import diagnose, entry, guard, job, schema
+from trace_hydra import diagnose, entry, guard, job, ranks, schema
 from trace_hydra.errors import Stopped, TraceHydraError
 
+HUGE_PAGES = ("THP_MEM_ALLOC_ENABLE", "1")
+"""PyTorch, which reads it once, takes large tensors from huge pages. Without, page faults took a third of the time that
+a CPU trains on short rows."""
 EXIT_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 75, 130
 
 
@@ -36,11 +41,13 @@ def run_alone(config: DictConfig, directory: Path, overrides: list[str]) -> floa
             return _run(config, directory)
     except TraceHydraError as error:
         diagnose.discard_empty(directory, job.ERROR)  # the message says it all
-        diagnose.fail(str(error), EXIT_ERROR)
+        diagnose.fail(str(error), EXIT_ERROR, anyone=True)
+    except ranks.FailedElsewhere as other:
+        sys.exit(other.code)
     except Stopped as stop:
-        diagnose.fail(f"{stop}; the same command goes on from there", EXIT_STOPPED)
+        diagnose.fail(f"{stop}; the same command goes on from there", EXIT_STOPPED, anyone=True)
     except KeyboardInterrupt:
-        diagnose.fail("interrupted; the same command goes on from the last checkpoint", EXIT_INTERRUPTED)
+        diagnose.fail("interrupted; the same command goes on from the last checkpoint", EXIT_INTERRUPTED, anyone=True)
 
 
 def run_in_sweep(config: DictConfig, directory: Path, overrides: list[str]) -> float | None:
@@ -59,7 +66,7 @@ def run_in_sweep(config: DictConfig, directory: Path, overrides: list[str]) -> f
         raise
     except Stopped as stop:
         job.report_end(stop, directory)
-        if job.halt_file() is None:  # another sweeper
+        if job.halt_file() is None or job.sent_back():  # another sweeper; a launcher that requeues the job
             raise
         raise job.JobEnded(str(stop)) from None
     except Exception as error:  # noqa: BLE001 - it stands in error.txt; the others go on
@@ -82,12 +89,26 @@ def main() -> None:
     """Run the command line; exit codes: 0 done, 2 what a user can mend, 75 stopped by a signal, 130 interrupted
     twice, 1 anything else."""
     sys.argv[1:] = entry.rewrite_overrides(sys.argv[1:])
+    os.environ.setdefault(*HUGE_PAGES)
+    if ranks.size() > 1 and {"-m", "--multirun"} & set(sys.argv[1:]):
+        diagnose.fail(
+            f"a sweep (-m) is planned by one process, not {ranks.size()}; run its jobs one by one", EXIT_ERROR
+        )
+    if not ranks.is_first():
+        sys.argv[1:] = follow(sys.argv[1:])
     with diagnose.composition_errors(sys.argv[1:]):
         try:
             guard.check_command_line(sys.argv[1:])
         except TraceHydraError as error:
             diagnose.fail(str(error), EXIT_ERROR)
         compose_and_run()
+
+
+def follow(arguments: list[str]) -> list[str]:
+    """Leave output and files of the run to rank 0; returns the command line of another rank."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    logging.disable(logging.CRITICAL)
+    return [*arguments, "hydra.output_subdir=null", "hydra/job_logging=stdout"]
 
 
 if __name__ == "__main__":

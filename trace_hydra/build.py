@@ -5,16 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from trace_hydra.capability.base import CapabilitySet
 from trace_hydra.credentials import secret_problems
 from trace_hydra.data.reasoning import SPLITTERS
 from trace_hydra.data.task import TRACE_TASKS, TaskSpec, task_spec
+from trace_hydra.engines.base import Engine
+from trace_hydra.engines.needs import needs_of
 from trace_hydra.entry import NAMED_NODES
 from trace_hydra.errors import ConfigError, TraceHydraError, problem_list
 from trace_hydra.keys import name_of
+from trace_hydra.launch import device_problems, shard_problems
 from trace_hydra.methods.base import Method
 from trace_hydra.models.tuning import Tuning
 from trace_hydra.names import safe_name
@@ -57,20 +60,23 @@ class Parts:
     """Facts of the tasks, in training order."""
     capability: dict[str, CapabilitySet]
     """Sets that start model and trained model answer, by their key in `capability.sets`."""
+    engine: Engine
+    """Generates all answers."""
 
 
-def validate(config: DictConfig, *, files: bool = True) -> Parts:
+def validate(config: DictConfig, *, files: bool = True, plain: Mapping[str, Any] | None = None) -> Parts:
     """Build the parts of a run, or say everything that is wrong.
 
     Args:
         config: The run's.
         files: Whether weights, tokenizer and rows must be there; an estimate needs none.
+        plain: The same configuration, resolved, if the caller has it.
 
     Raises:
         ConfigError: With all problems in one message.
     """
     problems: list[str] = []
-    parts = _collect(config, problems, files)
+    parts = _collect(config, problems, files, plain)
     if parts is not None and config.model.get("path") and (notice := getattr(parts.data, "notice", None)):
         print(notice)  # generated rows are for the embedded models; said even if the weights cannot be had
     if problems or parts is None:
@@ -95,12 +101,12 @@ def training_order(config: DictConfig) -> list[str]:
     return tasks
 
 
-def _collect(config: DictConfig, problems: list[str], files: bool = True) -> Parts | None:
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        problems.append(f"no value for {', '.join(missing)}; set it on the command line.")
-        return None
+def _collect(config: DictConfig, problems: list[str], files: bool = True, plain: Any = None) -> Parts | None:
     try:
-        plain = OmegaConf.to_container(config, resolve=True)
+        if (plain is None or MISSING in str(plain)) and (missing := sorted(OmegaConf.missing_keys(config))):
+            problems.append(f"no value for {', '.join(missing)}; set it on the command line.")
+            return None
+        plain = OmegaConf.to_container(config, resolve=True) if plain is None else plain
     except OmegaConfBaseException as error:
         problems.append(f"an interpolation cannot be resolved: {str(error).splitlines()[0]}")
         return None
@@ -148,11 +154,6 @@ def _value_problems(config: DictConfig) -> Iterator[str]:
         if (value := OmegaConf.select(config, key)) < 1:
             yield f"{key}={value} must be at least 1."
     budget = config.budget
-    if budget.batch_size >= 1 and budget.micro_batch_size >= 1 and budget.batch_size % budget.micro_batch_size:
-        yield (
-            f"budget.batch_size={budget.batch_size} is no multiple of "
-            f"budget.micro_batch_size={budget.micro_batch_size}; the rest of a step would be lost."
-        )
     for task, epochs in [*budget.epochs.items(), ("default_epochs", budget.default_epochs)]:
         key = "budget.default_epochs" if task == "default_epochs" else f"budget.epochs.{task}"
         if epochs < 1:
@@ -172,12 +173,7 @@ def _value_problems(config: DictConfig) -> Iterator[str]:
         yield f"optim.warmup_ratio={config.optim.warmup_ratio} must be in [0, 1]."
     if config.optim.clip_norm is not None and config.optim.clip_norm <= 0:
         yield f"optim.clip_norm={config.optim.clip_norm} must be above 0, or null for no clipping."
-    devices = config.trainer.get("devices", 1)
-    if devices not in (1, "1", [0]) or config.trainer.get("num_nodes", 1) != 1:
-        yield (
-            f"trainer.devices={devices}, trainer.num_nodes={config.trainer.get('num_nodes', 1)}: a run uses one device "
-            "so far. Set trainer.devices=1; run several seeds or orders as separate processes."
-        )
+    yield from device_problems(config)
 
 
 def _task_specs(config: DictConfig, problems: list[str]) -> dict[str, TaskSpec]:
@@ -199,14 +195,10 @@ def _task_specs(config: DictConfig, problems: list[str]) -> dict[str, TaskSpec]:
 
 def _build(config: DictConfig, plain: Any, specs: dict[str, TaskSpec], problems: list[str]) -> Parts | None:
     built: dict[str, Any] = {}
-    for key, node in (
-        ("method", plain["method"]),
-        ("tuning", plain["tuning"]),
-        ("model", plain["model"]),
-        ("data", plain["data"]),
-        ("optimizer", plain["optim"].get("optimizer")),
-        ("trainer", plain["trainer"]),
-    ):
+    single = {key: plain[key] for key in ("method", "tuning", "model", "data", "trainer")}
+    single["optimizer"] = plain["optim"].get("optimizer")
+    single["engine"] = plain.get("engine") or {"_target_": "trace_hydra.engines.hf.HF"}  # runs of before had no other
+    for key, node in single.items():
         if not isinstance(node, Mapping) or "_target_" not in node:
             problems.append(f"{key} has no _target_; it names the class to build.")
             continue
@@ -230,7 +222,7 @@ def _build(config: DictConfig, plain: Any, specs: dict[str, TaskSpec], problems:
             except TraceHydraError as error:
                 problems.append(f"{group}.{key}: {error}")
     sets = capability_sets(plain["capability"].get("sets") or {}, problems)
-    if any(key not in built for key in ("method", "tuning", "model", "data", "optimizer", "trainer")):
+    if any(key not in built for key in single):
         return None
     return Parts(
         built["method"],
@@ -243,6 +235,7 @@ def _build(config: DictConfig, plain: Any, specs: dict[str, TaskSpec], problems:
         built["logger"],
         specs,
         sets,
+        built["engine"],
     )
 
 
@@ -300,11 +293,20 @@ def _fit_problems(config: DictConfig, parts: Parts, files: bool) -> Iterator[str
             f"method={name_of(config, 'method')} trains, but tuning=frozen leaves nothing to train. "
             "Use tuning=full or tuning=lora."
         )
+    yield from shard_problems(config, method)
+    if quantized := getattr(parts.model, "quantization", None):
+        if tuning.name == "full":
+            yield f"model.quantization={quantized} with tuning=full: 4-bit weights cannot train. Use tuning=lora."
+        if str(config.trainer.get("precision")) in ("bf16-true", "16-true"):
+            yield f"model.quantization={quantized} with trainer.precision={config.trainer.precision}: use bf16-mixed."
     if files:
         yield from parts.model.problems()
     yield from _length_problems(config, parts)
     if files and parts.specs:
         yield from parts.data.problems(list(parts.specs))
+    if files:
+        kinds = {"num_stages": len(parts.specs), "name": name_of(config, "method"), "prompt": config.protocol.prompt}
+        yield from parts.engine.problems(needs_of(method, tuning, **kinds))
     yield from _capability_problems(config, parts, files)
     yield from _writable(Path(config.paths.runs))
 

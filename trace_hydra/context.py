@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trace_hydra.data.encode import EncodedRow, Encoder, bucketed_steps, collate
+from trace_hydra import ranks
+from trace_hydra.data.batches import bucketed_steps, collate, to_device
+from trace_hydra.data.encode import EncodedRow, Encoder
 from trace_hydra.data.task import Example
+from trace_hydra.engines.base import Engine
+from trace_hydra.engines.hf import HF
 from trace_hydra.errors import MethodError
 from trace_hydra.models import forward
-from trace_hydra.models.generate import Decoding, Generated, generate
+from trace_hydra.models.generate import Decoding, Generated
 from trace_hydra.models.tuning import Tuning
 from trace_hydra.plan import Stage
 
@@ -72,6 +76,8 @@ class StageContext:
     on_generated: Callable[[int, int], None] | None = None
     training: bool = False
     """Whether a stage is being trained, from `begin_stage` to `end_stage`."""
+    engine: Engine = field(default_factory=HF)
+    """Generates."""
 
     @property
     def num_stages(self) -> int:
@@ -122,6 +128,10 @@ class StageContext:
         """Logits and labels at answer positions; see `models.forward.label_logits`."""
         return forward.label_logits(self.model, dict(batch))
 
+    def total(self, tensor: Tensor) -> Tensor:
+        """Add up over the processes that share a step what each has seen of it; with one process the tensor itself."""
+        return ranks.total(tensor)
+
     def generate(
         self,
         prompts: Sequence[str],
@@ -154,7 +164,7 @@ class StageContext:
         heads = prefixes if prefixes is not None else [self.prefix] * len(ids)
         ids = [[*head, *one] for head, one in zip(heads, ids, strict=True)]
         with self.autocast():
-            answers = generate(
+            answers = self.engine.generate(
                 self.model,
                 self.tokenizer,
                 ids,
@@ -171,8 +181,7 @@ class StageContext:
 
 def batch_of(rows: Sequence[EncodedRow], device: torch.device | str) -> dict[str, Any]:
     """Pad encoded rows to a batch on a device."""
-    batch = collate(rows)
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return to_device(collate(rows), device)
 
 
 def encode_rows(encoder: Encoder, examples: Sequence[Example], instructions: Sequence[str]) -> list[EncodedRow]:

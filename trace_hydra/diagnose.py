@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from trace_hydra import entry, schema
+from trace_hydra import entry, ranks, schema
 from trace_hydra.errors import problem_list
 
+_AFTER_RANK_0_S = 3.0
 # Flags of Hydra's own command line that take the next argument as their value.
 _FLAGS_WITH_VALUE = {
     "--config-dir",
@@ -38,9 +40,18 @@ _FLAGS_WITH_VALUE = {
 }
 
 
-def fail(message: str, code: int) -> None:
-    """Print one message without a traceback and exit."""
-    print(f"trace_hydra: {message}", file=sys.stderr)
+def fail(message: str, code: int, *, anyone: bool = False) -> None:
+    """Print one message without a traceback and exit.
+
+    Args:
+        message: What is wrong.
+        code: The exit code.
+        anyone: Whether other processes of the run than rank 0 print it too; they all find what is wrong with a command.
+    """
+    if anyone or ranks.is_first():
+        print(f"trace_hydra: {message}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(_AFTER_RANK_0_S)  # a launcher ends the others as soon as one ends
     sys.exit(code)
 
 

@@ -3,9 +3,11 @@
 Nothing here loads torch; `--cfg job` stays fast.
 """
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -45,14 +47,18 @@ def rewrite_overrides(arguments: Sequence[str]) -> list[str]:
     return [*flags[:1], *rewritten]
 
 
-def run_directory_name(config: DictConfig) -> str:
+def run_directory_name(config: DictConfig, known: Mapping[str, Any] | None = None) -> str:
     """Name a run's folder from what it does; the last part is the run key, a hash of the whole configuration.
+
+    Args:
+        config: The run's.
+        known: As for `keys.run_key`.
 
     Raises:
         ConfigError: If the names of the parts cannot be a folder's.
     """
     parts = [safe_name(name_of(config, node), f"{node}.name") for node in NAMED_NODES]
-    name = "-".join([*parts, f"seed{config.seed.train}", run_key(config)])
+    name = "-".join([*parts, f"seed{config.seed.train}", run_key(config, known)])
     if len(name) > LONGEST_PART:
         raise ConfigError(
             f"the names of {', '.join(NAMED_NODES)} make a folder of {len(name)} characters, more than {LONGEST_PART}. "
@@ -61,7 +67,22 @@ def run_directory_name(config: DictConfig) -> str:
     return name
 
 
+def gpus() -> list[str]:
+    """Name the NVIDIA GPUs that this process may use, without loading torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def processes_that_fit() -> int:
+    """Say how many runs have room side by side on this machine: one a GPU, otherwise one for two usable cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(gpus()) or max(cores // 2, 1)
+
+
 def register_resolvers() -> None:
-    """Register `trace_hydra.root` and `run_dir`; calling it again changes nothing."""
+    """Register `trace_hydra.root`, `trace_hydra.processes` and `run_dir`; calling it again changes nothing."""
     OmegaConf.register_new_resolver("trace_hydra.root", lambda: str(project_root()), replace=True)
+    OmegaConf.register_new_resolver("trace_hydra.processes", processes_that_fit, replace=True)
     OmegaConf.register_new_resolver("run_dir", lambda *, _root_: run_directory_name(_root_), replace=True)

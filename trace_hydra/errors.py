@@ -27,6 +27,10 @@ class CapabilityError(TraceHydraError):
     """A capability set, a judge or a teacher that cannot do its part; what was trained and scored stays."""
 
 
+class EngineError(TraceHydraError):
+    """An engine that gave no answers: a server that is down, weights that it cannot take."""
+
+
 class StoreError(TraceHydraError):
     """A file or folder of a run that cannot be written, read or trusted."""
 

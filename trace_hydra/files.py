@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trace_hydra import ranks
 from trace_hydra.errors import StoreError
 
 
@@ -24,7 +25,17 @@ def write_json(content: Any, path: Path) -> None:
 
 
 def write_bytes(content: bytes, path: Path) -> None:
-    """Write a file so that it is there whole, on disk, or as it was before.
+    """Write a file so that it is there whole, on disk, or as it was before; of a run's processes, rank 0 writes.
+
+    Raises:
+        StoreError: If it cannot be written; names path and reason.
+    """
+    if ranks.is_first():
+        put_bytes(content, path)
+
+
+def put_bytes(content: bytes, path: Path) -> None:
+    """Write a file as `write_bytes` does, whatever the process.
 
     Raises:
         StoreError: If it cannot be written; names path and reason.

@@ -15,7 +15,7 @@ class Fingerprints:
     """
 
     def __init__(self, tensors: Iterable[tuple[str, Tensor]]):
-        self._known = {name: (_quick(tensor), _exact(tensor)) for name, tensor in tensors}
+        self._known = {name: (quick_hash(tensor), _exact(tensor)) for name, tensor in tensors}
 
     def changed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Pick the tensors that hold something else than they did, or were not there."""
@@ -25,10 +25,11 @@ class Fingerprints:
         if name not in self._known:
             return False
         quick, exact = self._known[name]
-        return quick == _quick(tensor) and exact == _exact(tensor)
+        return quick == quick_hash(tensor) and exact == _exact(tensor)
 
 
-def _quick(tensor: Tensor) -> tuple[torch.dtype, torch.Size, int]:
+def quick_hash(tensor: Tensor) -> tuple[torch.dtype, torch.Size, int]:
+    """Give type, shape and a hash of the elements, which pairs of elements that change alike leave as it is."""
     hashed = 0
     if tensor.numel() and not tensor.is_complex():
         hashed = int(torch.hash_tensor(tensor.detach()).view(torch.int64))

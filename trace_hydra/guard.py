@@ -90,6 +90,8 @@ def consent_problems(node: Any, overrides: Sequence[str], path: str = "") -> lis
     given = {one.lstrip("+").partition("=")[0]: one for one in overrides}
     found = []
     for leaf, value in _leaves(node, path):
+        if "trust" not in leaf:
+            continue
         key = re.sub(r"^capability\.sets\.[^.]+\.judge\b", "judge", re.sub(r"\[\d+\]$", "", leaf))
         if value in (None, False) or not _CONSENT.fullmatch(key):
             continue

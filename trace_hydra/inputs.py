@@ -6,24 +6,26 @@ configuration that are in no key; a test flips every leaf and holds it against t
 
 import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from trace_hydra import __version__, keys
+from trace_hydra import __version__, keys, ranks
 from trace_hydra.build import Parts
 from trace_hydra.context import TrainTask
 from trace_hydra.data.encode import Encoder
 from trace_hydra.data.task import TaskData, rows_hash
 from trace_hydra.methods.base import Method
+from trace_hydra.strategies import build_trainer
 from trace_hydra.targets import locate
 
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 """Raised when a change outside `methods/` alters what a stage's weights become."""
-ANSWERS_VERSION = 1
+ANSWERS_VERSION = 2
 """Raised when a change outside `methods/` alters what a model answers."""
 
 WITHOUT_EFFECT = (
@@ -34,11 +36,16 @@ WITHOUT_EFFECT = (
     # where weights and rows are read from: weights, tokenizer and rows themselves are hashed
     "model.path", "model.revision", "model.cache_dir", "model.trust_remote_code", "model.architecture*",
     "data.*", "task_order.*", "trainer.accelerator",
+    # how a step is shared out; the number of processes is hashed where more than rounding depends on it
+    "trainer.strategy", "trainer.devices", "trainer.num_nodes",
     # choices among which `optim.optimizer.lr` takes one, and that is hashed
     "budget.lr_full", "budget.lr_adapter", "budget.lr_prompt",
     # which cells are scored, how predictions become scores, what is measured beside them
     "evaluation.cells", "evaluation.row0", "evaluation.next_task", "evaluation.bootstrap_samples",
     "protocol.scoring", "protocol.splitter", "capability.*", "judge.*",
+    # how an engine is reached, how fast it is, where it reads weights
+    *(f"engine.{key}" for key in ("api_key_env", "timeout_s", "retries", "backoff_s", "concurrency", "folder", "keep")),
+    "engine.gpu_memory_utilization", "engine.sleep",
 )  # fmt: skip
 """Patterns of leaves that change neither weights nor answers, or do it through what is hashed in their stead."""
 WHERE_DRAWN = ("seed.generation",)
@@ -48,11 +55,15 @@ OWN_CODE = ("trace_hydra.", "torch.", "lightning.")
 
 
 def stage_inputs(
-    config: DictConfig, parts: Parts, data: TaskData, views: Mapping[str, TrainTask], epochs: Mapping[str, int]
+    config: DictConfig | Mapping[str, Any],
+    parts: Parts,
+    data: TaskData,
+    views: Mapping[str, TrainTask],
+    epochs: Mapping[str, int],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Say what decides the stages' weights: what all stages share, and what each adds, in order."""
     method = parts.method
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    plain = resolved(config)
     shared = {
         "version": TRAINING_VERSION,
         **_model(plain, parts),
@@ -66,14 +77,16 @@ def stage_inputs(
         "on_nonfinite": plain["on_nonfinite"],
         "alignment": rows_hash(data.alignment) if data.alignment else None,
     }
+    if ranks.size() > 1 and _draws(parts):
+        shared["processes"] = ranks.size()
     if method.makes_rows:  # it generates while it trains
-        shared["generation"] = _generation(plain)
+        shared["generation"] = {**_generation(plain), "engine": engine_identity(plain, parts)}
     if method.sees_num_stages or method.sees_all_tasks:
         shared["num_stages"] = len(data.tasks)
     stages = [
         {
             "task": name,
-            "rows": rows_hash(task.train),
+            "rows": task.train_hash,
             "epochs": epochs[name],
             "instruction": views[name].instruction,
             "language": views[name].language,
@@ -86,9 +99,9 @@ def stage_inputs(
     return shared, stages
 
 
-def start_inputs(config: DictConfig, parts: Parts) -> dict[str, Any]:
+def start_inputs(config: DictConfig | Mapping[str, Any], parts: Parts) -> dict[str, Any]:
     """Say what decides how the model answers before training; as little as there is, for many runs share it."""
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    plain = resolved(config)
     found: dict[str, Any] = {"version": TRAINING_VERSION, **_model(plain, parts), "trainer": _trainer(plain, parts)}
     kind, base = type(parts.method), Method
     if parts.tuning.adds or kind.setup is not base.setup or kind.answer is not base.answer:
@@ -101,39 +114,31 @@ def start_inputs(config: DictConfig, parts: Parts) -> dict[str, Any]:
 
 
 def answers_inputs(
-    config: DictConfig,
+    plain: Mapping[str, Any],
     parts: Parts,
     encoder: Encoder,
     view: TrainTask,
-    prompts: Sequence[str],
+    prompts: str,
     state: str,
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
     """Say what decides the answers to a task's test prompts.
 
     Args:
-        config: The run's.
+        plain: The run's configuration, resolved.
         parts: Its parts.
         encoder: Turns prompts into ids.
         view: The task.
-        prompts: Of its test rows, in order.
+        prompts: Hash of the prompts of its test rows.
         state: Key of the model's state.
         versions: Package -> version; those that generate count.
     """
-    # Not all of the configuration: a sweep plans thousands of cells.
-    plain: dict[str, Any] = {
-        node: OmegaConf.to_container(config[node], resolve=True) for node in ("protocol", "evaluation", "seed")
-    }
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        raw = prompt.encode("utf-8", "surrogatepass")
-        digest.update(len(raw).to_bytes(8, "big") + raw)
     draws = plain["protocol"]["decoding"]["do_sample"] or type(parts.method).answer is not Method.answer
     return {
         "version": ANSWERS_VERSION,
         "state": state,
         "task": view.name,
-        "prompts": digest.hexdigest()[:16],
+        "prompts": prompts,
         "instruction": view.instruction,
         "max_new_tokens": view.max_new_tokens,
         "stop": list(view.stop),
@@ -141,9 +146,24 @@ def answers_inputs(
         "template": encoder.template,
         "generation": {**_generation(plain), "seed": plain["seed"]["generation"] if draws else None},
         "versions": {name: versions.get(name) for name in ("torch", "transformers", "peft")},
+        "engine": engine_identity(plain, parts),
     }
 
 
+def resolved(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """Turn a configuration into plain values; one that is plain already stays as it is."""
+    plain: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    return plain
+
+
+def engine_identity(config: DictConfig | Mapping[str, Any], parts: Parts) -> dict[str, Any]:
+    """Say what of the engine decides answers; of one from elsewhere also its source."""
+    target = str((config.get("engine") or {}).get("_target_") or OWN_CODE[0])
+    source = {} if target.startswith(OWN_CODE) else {"source": _source(target)}
+    return {**parts.engine.identity(), **source}
+
+
+@cache
 def without_effect(leaf: str) -> bool:
     """Tell whether a leaf of the configuration, as a dotted path, is in no key."""
     return any(fnmatchcase(leaf, pattern) for pattern in WITHOUT_EFFECT)
@@ -154,12 +174,15 @@ def _model(plain: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
     return {"model": {**node, **parts.model.identity()}}
 
 
+def _draws(parts: Parts) -> bool:
+    """Whether passes draw random numbers; each process draws for the rows that it sees."""
+    dropped = getattr(parts.model, "dropout", lambda: False)()
+    return parts.method.draws_in_losses or dropped or bool(getattr(parts.tuning, "dropout", 0.0))
+
+
 def _trainer(plain: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
-    trainer = parts.trainer(
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-    )
     node = {key: value for key, value in _node(plain["trainer"]).items() if not without_effect(f"trainer.{key}")}
-    return {**node, "device": trainer.strategy.root_device.type}
+    return {**node, "device": build_trainer(parts.trainer).strategy.root_device.type}
 
 
 def _encoding(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,6 +230,11 @@ def _source(target: str) -> str:
 
 def versions() -> dict[str, str]:
     """Look up the versions of the packages that numbers may depend on."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     found = {"trace_hydra": __version__}
     for package in ("torch", "lightning", "transformers", "peft", "datasets", "hydra-core", "wandb", "rapidfuzz"):
         try:

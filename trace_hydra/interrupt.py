@@ -23,7 +23,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.requested: str | None = None
-        """Name of the signal that arrived within `hold`."""
+        """Name of the first signal that arrived."""
         self._held = 0
         self._interrupted = False
         self._before: dict[int, object] = {}
@@ -65,7 +65,7 @@ class Interrupts:
                 os.write(2, b"\ntrace_hydra: stopped at once; the next start goes on from the last checkpoint\n")
                 os._exit(EXIT_AT_ONCE)
             self._interrupted = True
-        self.requested = signal.Signals(number).name
+        self.requested = self.requested or signal.Signals(number).name  # the first is why; others come to hurry it
         if not self._held:
             raise Stopped(self.requested)
         print(f"\ntrace_hydra: {self.requested}: saving, then stopping (Ctrl-C: at once)", file=sys.stderr, flush=True)

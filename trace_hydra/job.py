@@ -7,13 +7,14 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trace_hydra import __version__
+from trace_hydra import __version__, ranks
 from trace_hydra.errors import Stopped, StoreError, TraceHydraError
-from trace_hydra.files import write_bytes, write_json
+from trace_hydra.files import put_bytes, write_bytes, write_json
 from trace_hydra.interrupt import Interrupts
 from trace_hydra.store import locks
 
@@ -21,6 +22,7 @@ HALT = "TRACE_HYDRA_SWEEP_HALT"
 """Environment variable: the file whose presence keeps further jobs of a sweep from starting. Processes that a launcher
 starts inherit it, so it works with every launcher on a shared file system."""
 ERROR, STATUS = "error.txt", "status.json"
+_SENT_BACK = ContextVar("sent_back", default=False)
 
 
 class NotStarted(TraceHydraError):
@@ -48,12 +50,15 @@ def watched(directory: Path, arguments: Sequence[str], *, fail_fast: bool) -> It
         if halt is not None and halt.exists():
             raise NotStarted("the sweep was halted before this job started.")
         try:
-            (directory / ERROR).unlink(missing_ok=True)
+            if ranks.is_first():
+                (directory / ERROR).unlink(missing_ok=True)
             _write_status(directory, halt, "running")
             yield
+        except ranks.FailedElsewhere:  # that process writes
+            raise
         except (Stopped, KeyboardInterrupt):
             _write_status(directory, halt, "stopped")
-            if halt is not None:
+            if halt is not None and not sent_back():
                 put_up(halt, "stopped")
             raise
         except BaseException as error:
@@ -63,6 +68,22 @@ def watched(directory: Path, arguments: Sequence[str], *, fail_fast: bool) -> It
                 put_up(halt, "failed")
             raise
         _write_status(directory, halt, "done")
+
+
+@contextmanager
+def sent_back_when_stopped() -> Iterator[None]:
+    """Within a launcher's process: a job that a signal stops is its launcher's to requeue, and `Stopped` reaches it."""
+    token = _SENT_BACK.set(True)
+    try:
+        yield
+    finally:
+        _SENT_BACK.reset(token)
+
+
+def sent_back() -> bool:
+    """Say whether a stopped job goes back to its queue, so that the sweep goes on; not once the sweep was halted."""
+    halt = halt_file()
+    return _SENT_BACK.get() and not (halt is not None and halt.exists())
 
 
 def halt_file() -> Path | None:
@@ -115,7 +136,7 @@ def write_error(directory: Path, error: BaseException, arguments: Sequence[str])
         *(part.rstrip("\n") for part in traceback.format_exception(error)),
     ]
     with suppress(StoreError):
-        write_bytes(("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"), directory / ERROR)
+        put_bytes(("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"), directory / ERROR)
 
 
 def report_end(error: BaseException, directory: Path) -> None:

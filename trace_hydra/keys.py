@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 # Nodes that change neither weights nor scores, so they stay out of the run key.
 NOT_IN_RUN_KEY = (
@@ -24,17 +24,30 @@ def name_of(config: DictConfig, node: str) -> str:
     return str(OmegaConf.select(config, f"{node}.name") or OmegaConf.select(config, f"{node}._target_")).split(".")[-1]
 
 
-def run_key(config: DictConfig) -> str:
-    """Hash the resolved configuration without what only says where things lie: 8 hex digits."""
-    nodes = [key for key in config if key not in NOT_IN_RUN_KEY]
-    resolved = {key: _plain(config, str(key)) for key in nodes}
-    return digest(resolved, 8)
+def run_key(config: DictConfig, known: Mapping[str, Any] | None = None) -> str:
+    """Hash the resolved configuration without what only says where things lie: 8 hex digits.
+
+    Args:
+        config: The run's.
+        known: Nodes that hold no interpolation, as plain values, if the caller has them.
+    """
+    nodes = [str(key) for key in config if key not in NOT_IN_RUN_KEY]
+    return digest({key: known[key] if known and key in known else _plain(config, key) for key in nodes}, 8)
+
+
+def resolved_node(config: DictConfig, key: str) -> Any:
+    """Turn a node at the root into plain values; one without a value is "???"."""
+    if OmegaConf.is_missing(config, key):
+        return MISSING
+    found = OmegaConf.select(config, key)
+    return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
 
 
 def _plain(config: DictConfig, key: str) -> Any:
     # Paths (data.root, model.cache_dir) are interpolations into `paths`; only what they point to matters, and the
     # rows themselves are part of the stage keys. So interpolations into `paths` are kept as they are written.
-    raw = OmegaConf.to_container(OmegaConf.create({key: config._get_node(key)}), resolve=False)[key]  # type: ignore[index]
+    node: Any = config._get_node(key)
+    raw = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node._value()
     resolved = OmegaConf.select(config, key)
     if isinstance(resolved, DictConfig):
         resolved = OmegaConf.to_container(resolved, resolve=True)

@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from trace_hydra import inputs, train
+from trace_hydra import inputs, keys, ranks, train
 from trace_hydra.build import Parts
 from trace_hydra.capability.subject import StartModel, Subject
 from trace_hydra.context import StageContext
+from trace_hydra.engines.base import State
 from trace_hydra.errors import MethodError, StoreError
-from trace_hydra.fingerprint import Fingerprints
+from trace_hydra.fingerprint import Fingerprints, quick_hash
 from trace_hydra.interrupt import Interrupts
 from trace_hydra.methods.base import Method
+from trace_hydra.models.attention import use_for_cpu
 from trace_hydra.models.generate import Decoding
 from trace_hydra.models.weights import put_weights, weights_of
 from trace_hydra.plan import Effort, Stage
@@ -30,6 +32,7 @@ from trace_hydra.resume import StageCheckpoints, check_finite
 from trace_hydra.store import tree
 from trace_hydra.store.entries import DamagedEntry, Entry, Store
 from trace_hydra.store.tensors import read_tensors, tensor_bytes, write_tensors
+from trace_hydra.strategies import build_trainer
 from trace_hydra.targets import instantiate
 
 log = logging.getLogger(__name__)
@@ -80,6 +83,7 @@ class Live:
         if not self._fresh:
             self._load()
         assert self._ctx is not None
+        self.parts.engine.at(State(keys.digest(["untouched", self._start_key()])))
         with undisturbed(self._ctx):
             yield Subject(self._ctx, StartModel(self.method))
 
@@ -88,6 +92,7 @@ class Live:
         if self.row != row:
             self._reach(row)
         assert self._ctx is not None
+        self.parts.engine.at(State(self.stage(row).key or self._start_key(), frozenset(self._changed)))
         self._ctx.enter(self.stage(row), self._view(row))
         return self._ctx
 
@@ -143,6 +148,9 @@ class Live:
     def _is_whole(self, entry: Entry) -> bool:
         return entry.facts["effort"]["trainable_params"] > 0.5 * entry.facts["parameters"]
 
+    def _start_key(self) -> str:
+        return inputs.key_of(inputs.start_inputs(self.config, self.parts))
+
     def _view(self, row: int):
         views = self.prepared.views
         return views[self.stage(row).task] if row else next(iter(views.values()))
@@ -180,6 +188,7 @@ class Live:
         if self._start is None:
             raise MethodError("the start model's fingerprints are missing.")  # _begin sets them
         ctx.enter(stage, self._view(stage.index))
+        self.parts.engine.at(None)
         reseed(self.config.seed.train, stage.draw)
         training = train.Training(self.config, self.parts, self._checkpoints, self._start)
         self.row = None  # half-way states are of no use
@@ -187,9 +196,22 @@ class Live:
         with self.interrupts.hold():
             effort = train.train_stage(training, ctx, self.method, phases, self._carried)
             self._publish(stage, effort)
-            self.row = stage.index
+            self.row = stage.index if self._alike() else None
             self._checkpoints.finish()
         return effort
+
+    def _alike(self) -> bool:
+        """Whether all processes of the run ended a stage alike; else all of them take up what rank 0 has stored."""
+        if ranks.size() == 1 or not self.store.writable:
+            return True
+        assert self._ctx is not None
+        plain, tensors = tree.pack({"method": self.method.state_dict(), "carried": self._carried})
+        found = {**weights_of(self._ctx.model), **{f"state.{name}": one for name, one in tensors.items()}}
+        own = keys.digest({"plain": plain, "tensors": {name: quick_hash(one)[2] for name, one in found.items()}})
+        if len(set(ranks.gather(own))) == 1:
+            return True
+        log.warning("the processes ended the stage in different states; all go on from what rank 0 has stored.")
+        return False
 
     def _publish(self, stage: Stage, effort: Effort) -> None:
         assert self._ctx is not None and self._start is not None
@@ -267,15 +289,16 @@ class Live:
             self._ctx.model = torch.nn.Module()  # two models need twice the memory
             self.method = method = self._new_method()
             gc.collect()  # Lightning's objects refer to each other, and one of them to the model
-        trainer = self.parts.trainer(
-            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-        )
+        trainer = build_trainer(self.parts.trainer)
         decoding = config.protocol.decoding
         self.method, self._carried, self.row, self._fresh = method, {}, None, True
+        model = self.parts.model.load()
+        if trainer.strategy.root_device.type == "cpu":
+            use_for_cpu(model)
         # A fit converts the model for precisions such as bf16-true; done first, stored and kept states are alike.
         self._convert = trainer.precision_plugin.convert_module
         self._ctx = StageContext(
-            model=trainer.precision_plugin.convert_module(self.parts.model.load()),
+            model=trainer.precision_plugin.convert_module(model),
             tokenizer=prepared.tokenizer,
             encoder=prepared.encoder,
             tuning=self.parts.tuning,
@@ -292,6 +315,7 @@ class Live:
             sees_num_stages=method.sees_num_stages or method.sees_all_tasks,
             makes_rows=method.makes_rows,
             all_tasks=prepared.views if method.sees_all_tasks else None,
+            engine=self.parts.engine,
         )
 
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
 from trace_hydra.errors import MethodError
-from trace_hydra.stage import StageModule
+
+if TYPE_CHECKING:
+    from trace_hydra.stage import StageModule
 
 
 class OutOfMemory(MethodError):
@@ -27,7 +30,7 @@ def smaller(batch_size: int, size: int) -> int:
 
 
 @contextmanager
-def out_of_memory_named(module: StageModule, batch_size: int, size: int) -> Iterator[None]:
+def out_of_memory_named(module: "StageModule", batch_size: int, size: int) -> Iterator[None]:
     """Turn the allocators' errors into one that says what was tried and what to do.
 
     Raises:
@@ -36,7 +39,7 @@ def out_of_memory_named(module: StageModule, batch_size: int, size: int) -> Iter
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         advice = (
             f"Set budget.micro_batch_size={smaller(batch_size, size)} (the step stays {batch_size} rows), or "
@@ -63,7 +66,7 @@ def out_of_memory_outside(what: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise MethodError(f"{what}: memory ran out{_in_use()}: {_first_line(error)}. {advice}.") from error
 
@@ -72,7 +75,8 @@ def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell an allocator's error."""
     # PyTorch's CPU allocator, and CUDA's libraries, raise a plain RuntimeError.
     told = ("allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in told)

@@ -1,12 +1,12 @@
 """From rows to a plan: what will be trained and scored, in tokens, before a model is loaded."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +15,7 @@ from trace_hydra.build import Parts
 from trace_hydra.context import TrainTask
 from trace_hydra.data.encode import Encoder
 from trace_hydra.data.rows import is_unicode
-from trace_hydra.data.task import Task, TaskData, rows_hash
+from trace_hydra.data.task import Task, TaskData
 from trace_hydra.errors import DataError, problem_list
 from trace_hydra.evaluate import cells_to_score
 from trace_hydra.methods.base import Method
@@ -47,6 +47,7 @@ def prepare(
     directory: Path,
     count: Callable[[Task, str, Encoder], tuple[dict[str, int], int]] | None = None,
     micro: Mapping[int, int] | None = None,
+    plain: Mapping[str, Any] | None = None,
 ) -> Prepared:
     """Read rows and tokenizer and plan the run that will write to `directory`.
 
@@ -56,11 +57,13 @@ def prepare(
         directory: Of the run.
         count: Replaces `count_task`; the plan of a sweep counts what its jobs share once.
         micro: Stage -> rows of a forward pass, where it is not `budget.micro_batch_size`.
+        plain: The same configuration, resolved, if the caller has it.
 
     Raises:
         DataError: If rows cannot be read, or the method cannot train on them.
         ConfigError: If the tokenizer cannot do what the protocol asks.
     """
+    plain = inputs.resolved(config if plain is None else plain)
     data = parts.data.load(list(parts.specs), seed=config.seed.data)
     tokenizer = parts.model.load_tokenizer()
     protocol = config.protocol
@@ -76,7 +79,7 @@ def prepare(
     cells = cells_to_score(
         evaluation.cells, list(data.tasks), row0=evaluation.row0, next_task=evaluation.next_task, own=own
     )
-    entries = _entries(config, parts, data, views, encoder, cells, micro or {})
+    entries = _entries(config, plain, parts, data, views, encoder, cells, micro or {})
     stage_keys = [name.removeprefix("stages/") for name in entries if name.startswith("stages/")]
     run = RunInfo(
         name=directory.name,
@@ -85,8 +88,8 @@ def prepare(
         tasks=tuple(data.tasks),
         seed=config.seed.train,
         protocol=protocol.name,
-        fingerprint=_fingerprint(config, data, encoder),
-        config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+        fingerprint=_fingerprint(plain["protocol"], data, encoder),
+        config=plain,
         stages=tuple(_plan_stages(config, parts, data, tokens, stage_keys, micro or {})),
         cells=tuple((row, task, len(data.tasks[task].test)) for row, task in cells),
         answers={(row, task): inputs.key_of(entries[f"answers/{row}/{task}"]) for row, task in cells},
@@ -169,6 +172,7 @@ def _plan_stages(
 
 def _entries(
     config: DictConfig,
+    plain: Mapping[str, Any],
     parts: Parts,
     data: TaskData,
     views: Mapping[str, TrainTask],
@@ -178,9 +182,9 @@ def _entries(
 ) -> dict[str, dict[str, Any]]:
     """Say what decides each entry of the store that the run needs, by name; see `inputs`."""
     epochs = {name: epochs_of(config.budget, name) for name in data.tasks}
-    shared, stages = inputs.stage_inputs(config, parts, data, views, epochs)
+    shared, stages = inputs.stage_inputs(plain, parts, data, views, epochs)
     found: dict[str, dict[str, Any]] = {}
-    states = [inputs.key_of(inputs.start_inputs(config, parts))]
+    states = [inputs.key_of(inputs.start_inputs(plain, parts))]
     apart = parts.method.stages_apart
     for index, own in enumerate(stages, start=1):
         own["micro_batch_size"] = micro.get(index, config.budget.micro_batch_size)
@@ -189,9 +193,8 @@ def _entries(
         found[f"stages/{states[-1]}"] = whole
     versions = inputs.versions()
     for row, name in cells:
-        prompts = [example.prompt for example in data.tasks[name].test]
         found[f"answers/{row}/{name}"] = inputs.answers_inputs(
-            config, parts, encoder, views[name], prompts, states[row], versions
+            plain, parts, encoder, views[name], data.tasks[name].prompts_hash, states[row], versions
         )
     return found
 
@@ -233,16 +236,10 @@ def epochs_of(budget: Any, task: str) -> int:
     return budget.epochs.get(task, budget.default_epochs)
 
 
-def _fingerprint(config: DictConfig, data: TaskData, encoder: Encoder) -> str:
+def _fingerprint(protocol: Mapping[str, Any], data: TaskData, encoder: Encoder) -> str:
     tasks = {
         name: {key: getattr(task.spec, key) for key in ("metric", "max_new_tokens", "stop", "splitter", "letters")}
         for name, task in sorted(data.tasks.items())
     }
-    rows = {name: rows_hash(replace_ids(task)) for name, task in sorted(data.tasks.items())}
-    protocol: dict[str, Any] = OmegaConf.to_container(config.protocol, resolve=True)  # type: ignore[assignment]
+    rows = {name: task.test_hash for name, task in sorted(data.tasks.items())}
     return keys.protocol_fingerprint(protocol, rows, tasks, encoder.template)
-
-
-def replace_ids(task: Task):
-    """Take the test rows as the fingerprint sees them: texts, not ids."""
-    return [replace(example, id="", rationale="") for example in task.test]

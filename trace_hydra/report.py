@@ -40,6 +40,7 @@ def build_results(
     efforts: Sequence[Effort] = (),
     capability: Mapping[str, Any] | None = None,
     published: Mapping[str, str | None] | None = None,
+    engine: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put results.json together; scores 0-100, full precision.
 
@@ -59,6 +60,7 @@ def build_results(
         efforts: What each stage cost, in order.
         capability: `CapabilityBoard.results`.
         published: What `model` and `method` are called in the tables of the TRACE paper, None for not there.
+        engine: What of the engine decided answers, None for not known.
 
     Returns:
         JSON values without NaN or infinity: such a value becomes None and its key path stands under `non_finite`.
@@ -72,7 +74,8 @@ def build_results(
         "data": run.data,
         "task_order": run.task_order,
         "seed": seeds,
-        "protocol": {"name": run.protocol, "fingerprint": run.fingerprint, "scoring": scoring},
+        "protocol": {"name": run.protocol, "fingerprint": run.fingerprint, "scoring": scoring}
+        | ({"engine": engine} if engine else {}),
         **matrix.to_json(),
         **summary(matrix),
         "confidence": intervals,

@@ -35,6 +35,14 @@ def render(results: Mapping[str, Any], directory: Path) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _engine(protocol: Mapping[str, Any]) -> str:
+    """Name the engine and what decides its answers; nothing where it is not known."""
+    engine = protocol.get("engine")
+    others = {key: value for key, value in (engine or {}).items() if key != "name" and value is not None}
+    said = ", ".join(f"{key} {value}" for key, value in others.items())
+    return f", answers by engine {engine['name']}{f' ({said})' if said else ''}" if engine else ""
+
+
 def _head(results: Mapping[str, Any]) -> str:
     seeds = ", ".join(f"{key} {value}" for key, value in (results["seed"] or {}).items())
     lines = [
@@ -43,7 +51,7 @@ def _head(results: Mapping[str, Any]) -> str:
         f"- model {results['model']}, method {results['method']}, tuning {results['tuning']}",
         f"- data {results['data']}, task order {results['task_order']}: {' → '.join(results['tasks'])}",
         f"- seeds: {seeds}",
-        f"- protocol {tag(results)}, scoring {results['protocol']['scoring']}",
+        f"- protocol {tag(results)}, scoring {results['protocol']['scoring']}{_engine(results['protocol'])}",
     ]
     if not results["complete"]:
         lines.append("- **incomplete**: not every planned cell of the matrix was scored")

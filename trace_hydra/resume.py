@@ -21,8 +21,9 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback
 from torch import Tensor
 
+from trace_hydra import ranks
 from trace_hydra.context import StageContext
-from trace_hydra.data.encode import TrainBatches
+from trace_hydra.data.batches import TrainBatches
 from trace_hydra.errors import MethodError, Stopped, StoreError
 from trace_hydra.fingerprint import Fingerprints
 from trace_hydra.interrupt import Interrupts
@@ -33,6 +34,7 @@ from trace_hydra.snapshot import Snapshot
 from trace_hydra.store import tree
 from trace_hydra.store.entries import DamagedEntry, Entry, Store
 from trace_hydra.store.tensors import read_tensors, tensor_bytes, write_tensors
+from trace_hydra.strategies import whole
 
 log = logging.getLogger(__name__)
 
@@ -161,14 +163,16 @@ class StageCheckpoints(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save behind an optimizer step, if it is time or the run is asked to stop."""
-        if trainer.global_step == self._step:
-            return  # gradients are being accumulated
         self._step = trainer.global_step
-        stop = self.interrupts.requested
-        if stop is None and not self._due():
-            return
-        if self.store.writable:
-            self._terms, self._skipped = dict(pl_module.seen_terms), pl_module.skipped
+        stop, save = self.interrupts.requested, self._due(self._step)
+        if ranks.size() > 1:
+            stops, save = pl_module.agreed
+            stop = next(filter(None, ranks.gather(stop))) if stops else None
+        save = save or stop is not None
+        if save or pl_module.readings.due:
+            pl_module.read()
+        if save and self.store.writable:
+            self._terms, self._skipped = dict(pl_module.readings.seen), pl_module.skipped
             begun = self._clock()
             try:
                 trainer.save_checkpoint("partial")
@@ -178,6 +182,10 @@ class StageCheckpoints(Callback):
             self._cost, self._saved_step = self._last_save - begun, self._step
         if stop is not None:
             raise Stopped(stop)
+
+    def votes(self) -> tuple[bool, bool]:
+        """Say whether this process was asked to stop, and whether it is time to save by the clock of rank 0."""
+        return self.interrupts.requested is not None, ranks.is_first() and self._due(self._step + 1)
 
     def save(self, lightning: dict[str, Any]) -> None:
         """Publish a checkpoint; `lightning` is what its Trainer dumps."""
@@ -195,8 +203,7 @@ class StageCheckpoints(Callback):
                 "carried": self._carried,
             }
         )
-        own = weights_of(self._ctx.model)
-        weights = {**self._start.changed(own), **{name: own[name] for name in self._before if name in own}}
+        weights = self._weights()
         check_finite("weight", weights, self._ctx.stage, f"after step {self._step}")
 
         def write(folder: Path) -> dict[str, str]:
@@ -224,8 +231,21 @@ class StageCheckpoints(Callback):
         """Give the loss terms seen, and steps skipped, in the phase that is taken up."""
         return (self._pending["terms"], self._pending["skipped"]) if self._pending else ({}, 0)
 
-    def _due(self) -> bool:
-        if self.every_steps is not None and self._step - self._saved_step >= self.every_steps:
+    def _weights(self) -> dict[str, Tensor]:
+        """Take the weights that are not the start model's; split ones are collected one by one, for rank 0."""
+        found = {}
+        for name, tensor in weights_of(self._ctx.model).items():
+            collected = whole(tensor)
+            if collected is not tensor:
+                collected = collected.cpu()
+                if not ranks.is_first():
+                    continue
+            if name in self._before or self._start.changed({name: collected}):
+                found[name] = collected
+        return found
+
+    def _due(self, step: int) -> bool:
+        if self.every_steps is not None and step - self._saved_step >= self.every_steps:
             return True
         if self.every_s is None:
             return False
@@ -234,7 +254,7 @@ class StageCheckpoints(Callback):
     def _all(self) -> list[Entry]:
         """Checkpoints of the stage, oldest first."""
         folder = self.store.root / "partial"
-        keys = sorted(path.name for path in folder.glob(f"{self.key}*")) if folder.is_dir() else []
+        keys = ranks.on_first(lambda: sorted(path.name for path in folder.glob(f"{self.key}*")))
         found = [self.store.find("partial", key) for key in keys if len(key) == len(self.key) + _STEP_DIGITS]
         return [entry for entry in found if entry is not None]
 
@@ -300,7 +320,7 @@ def check_finite(what: str, tensors: Mapping[str, Tensor], stage: Stage, when: s
 
 
 def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
     return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
 
 
@@ -309,4 +329,4 @@ def _set_random_state(state: Mapping[str, Any]) -> None:
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])

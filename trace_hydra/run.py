@@ -6,12 +6,13 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from trace_hydra import build, inputs, keys, report
+from trace_hydra import build, inputs, keys, ranks, report
 from trace_hydra.build import Parts
 from trace_hydra.capability.board import CapabilityBoard
 from trace_hydra.capability.subject import Subject
@@ -27,6 +28,8 @@ from trace_hydra.prepare import Prepared, prepare, show_plan, token_counter
 from trace_hydra.scoreboard import Scoreboard
 from trace_hydra.space import check_space
 from trace_hydra.store.entries import Store
+from trace_hydra.store.shared import open_store
+from trace_hydra.strategies import device_of
 
 log = logging.getLogger(__name__)
 
@@ -45,19 +48,21 @@ def run(config: DictConfig, directory: Path) -> float | None:
         TraceHydraError: Whatever a user can cause; configuration and data errors before the model is loaded.
     """
     started = time.monotonic()
-    with quiet(), Interrupts() as interrupts:
+    with quiet(), Interrupts() as interrupts, ranks.joined(device_of(config.trainer)):
         parts = build.validate(config)
-        store = Store(Path(config.paths.store))
+        if not ranks.is_first():
+            parts = replace(parts, callbacks=[], loggers=[])
+        store = open_store(Path(config.paths.store))
         remember_hashes(store.root / "hashes.json")
         prepared = prepare(config, parts, directory)
         show_plan(prepared)
         for notice in filter(None, (one.notice() for one in parts.capability.values())):
             print(notice)
-        check_space(config, parts, prepared, store)
+        ranks.on_first(lambda: check_space(config, parts, prepared, store))
         with store.lock("runs", keys.digest(str(directory.resolve())), f"run directory {directory}"):
             store.note_run(directory, _uses(prepared), finished=False)
-            report.clear(directory)
-            _write_inputs(prepared, parts)
+            ranks.on_first(lambda: report.clear(directory))
+            ranks.on_first(lambda: _write_inputs(prepared, parts))
             composed = {path.name: path.read_bytes() for path in (directory / ".hydra").glob("*.yaml")}
             loggers = open_loggers(parts.loggers, prepared.run)
             exit_code = 1
@@ -74,6 +79,7 @@ def run(config: DictConfig, directory: Path) -> float | None:
                     callback.on_run_error(error)
                 raise
             finally:
+                parts.engine.close()
                 close_loggers(loggers, exit_code)
     return results["op"]
 
@@ -103,7 +109,7 @@ def _results_of(
     board.write()
     abilities.write()
     results = _results(config, parts, prepared, board, efforts, abilities, time.monotonic() - started)
-    report.write_results(results, prepared.run.directory)
+    ranks.on_first(lambda: report.write_results(results, prepared.run.directory))
     store.note_run(prepared.run.directory, _uses(prepared, abilities), finished=True)
     return results
 
@@ -165,6 +171,7 @@ def _abilities(config: DictConfig, parts: Parts, prepared: Prepared, store: Stor
             "max_prompt_tokens": config.protocol.max_prompt_tokens,
             "room": parts.method.prefix_length(parts.tuning.prefix_length, len(parts.specs)),
             "versions": {name: inputs.versions()[name] for name in ("torch", "transformers")},
+            "engine": inputs.engine_identity(config, parts),
         },
         states={0: "start", **{stage.index: stage.key for stage in prepared.run.stages}},
         store=store,
@@ -239,6 +246,7 @@ def _results(
             "method": parts.method.published.get(parts.tuning.name),
         },
         versions=inputs.versions(),
+        engine=inputs.engine_identity(config, parts),
     )
 
 

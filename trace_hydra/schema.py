@@ -4,7 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from omegaconf import MISSING
+
+from trace_hydra import entry
 
 
 @dataclass
@@ -47,7 +50,7 @@ class Budget:
     batch_size: int = MISSING
     """Rows of one optimizer step on all devices together."""
     micro_batch_size: int = MISSING
-    """Rows of one forward pass; divides batch_size, the rest is gradient accumulation."""
+    """Rows of one forward pass, the longest there are; of shorter ones as many as take no more memory."""
     lr_full: float = MISSING
     """Learning rate when all weights train."""
     lr_adapter: float = MISSING
@@ -177,6 +180,8 @@ class Config:
     method: Any = MISSING
     task_order: Any = MISSING
     data: Any = MISSING
+    engine: Any = MISSING
+    """What generates answers: the model in this process, or something faster that is handed its weights."""
     capability: Any = MISSING
     judge: Any = MISSING
     trainer: Any = MISSING
@@ -187,5 +192,13 @@ class Config:
 
 
 def register() -> None:
-    """Put the schema into Hydra's store as `base_config`."""
-    ConfigStore.instance().store(name="base_config", node=Config)
+    """Put the schema into Hydra's store as `base_config`, and take out launchers that conf/hydra/launcher redefines.
+
+    Hydra would lay the schema of a plugin over a file of the same name, and warn; the files name theirs (`base_...`).
+    """
+    store = ConfigStore.instance()
+    store.store(name="base_config", node=Config)
+    Plugins.instance()  # loads the plugins, once
+    launchers = store.repo.get("hydra", {}).get("launcher", {})
+    for path in (entry.project_root() / "conf" / "hydra" / "launcher").glob("*.yaml"):
+        launchers.pop(path.name, None)

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from trace_hydra import ranks
 from trace_hydra.callbacks.base import RunCallback
 from trace_hydra.errors import StoreError
 from trace_hydra.evaluate import answer_prompts, score_answers
@@ -64,7 +65,7 @@ class Scoreboard:
         """Write the prediction files that are gone, should somebody have deleted the directory under the run."""
         for row, task, _ in self.run.cells:
             path = predictions_file(self.run.directory, row, task)
-            if not path.is_file():
+            if not ranks.on_first(path.is_file):
                 cell = score_answers(*self._answers(row, task), self.tasks[task], self.views[task], self.protocol)
                 write_lines(cell.records, path)
 

@@ -3,18 +3,20 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from trace_hydra import build, guard
+from trace_hydra import build, guard, inputs
 from trace_hydra.data.encode import Encoder
 from trace_hydra.data.task import Task, TaskData
-from trace_hydra.errors import StoreError, TraceHydraError
+from trace_hydra.errors import ConfigError, StoreError, TraceHydraError, problem_list
 from trace_hydra.keys import digest
 from trace_hydra.plan import RunInfo
 from trace_hydra.prepare import Prepared, count_task, prepare
@@ -35,7 +37,8 @@ class Job:
     overrides: tuple[str, ...]
     directory: Path
     """Where the run lies; the same configuration has the same one in every sweep."""
-    config: DictConfig
+    config: DictConfig | Mapping[str, Any]
+    """As composed, or resolved to plain values."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,8 @@ def _quiet() -> Iterator[None]:
 
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "transformers")]
     before = [logger.level for logger in loggers]
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The `srun` command is available")  # the plan is made without it
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:
@@ -154,7 +158,7 @@ def _quiet() -> Iterator[None]:
 def _plan(job: Job, plan: JobPlan, shared: "_Shared") -> JobPlan:
     try:
         run = shared.prepare(job).run
-        stages, cells = _pieces(run, shared.store(Path(job.config.paths.store)))
+        stages, cells = _pieces(run, shared.store(Path(run.config["paths"]["store"])))
         return replace(
             plan,
             stages=stages,
@@ -200,26 +204,53 @@ class _Shared:
     known: dict[Any, Any] = field(default_factory=dict)
 
     def prepare(self, job: Job) -> Prepared:
-        config = job.config
-        guard.check_consent(config, job.overrides)
-        parts = self._validate(config)
-        model, data = digest(_plain(config.model)), digest(_plain(config.data))
-        proxies = {"model": _Model(parts.model, model, self.known), "data": _Data(parts.data, data, self.known)}
-        resolved: Any = OmegaConf.create(_plain(config))  # interpolations take most of the time
-        return prepare(resolved, replace(parts, **proxies), job.directory, count=self._counter(config.protocol))
+        try:
+            plain = inputs.resolved(job.config)
+        except OmegaConfBaseException:
+            raise ConfigError(problem_list(build.problems_of(job.config))) from None  # type: ignore[arg-type]
+        if found := guard.consent_problems(plain, job.overrides):
+            raise ConfigError(problem_list(found))
+        names = {key: digest(node) for key, node in plain.items()}
+        config = self._config(plain, names)
+        parts = self._validate(config, plain, names)
+        proxies = {
+            "model": _Model(parts.model, names["model"], self.known),
+            "data": _Data(parts.data, names["data"], self.known),
+            "trainer": self._trainer(parts.trainer, names["trainer"]),
+        }
+        count = self._counter(plain["protocol"])
+        return prepare(config, replace(parts, **proxies), job.directory, count=count, plain=plain)
 
     def store(self, root: Path) -> Store:
         return _once(self.known, ("store", root), lambda: Store(root))
 
-    def _validate(self, config: DictConfig) -> build.Parts:
+    def _config(self, plain: Mapping[str, Any], names: Mapping[str, str]) -> DictConfig:
+        """Wrap plain values; jobs with equal nodes share them, for nothing in them refers to others."""
+        config = OmegaConf.create({})
+        for key, node in plain.items():
+            wrapped = _once(
+                self.known, ("node", key, names[key]), lambda key=key, node=node: OmegaConf.create({key: node})
+            )
+            config.__dict__["_content"][key] = wrapped._get_node(key)
+        return config
+
+    def _validate(self, config: DictConfig, plain: Mapping[str, Any], names: Mapping[str, str]) -> build.Parts:
         """Check a configuration; files that passed for another job are not read again."""
-        nodes = [_plain(config[node]) for node in ("model", "data", "capability", "judge", "paths")]
-        files = digest([*nodes, sorted(map(str, config.task_order.tasks))])
-        parts = build.validate(config, files=files not in self.checked)
+        nodes = [names[node] for node in ("model", "data", "capability", "judge", "paths")]
+        files = digest([*nodes, sorted(map(str, plain["task_order"]["tasks"]))])
+        parts = build.validate(config, files=files not in self.checked, plain=plain)
         self.checked.add(files)
         return parts
 
-    def _counter(self, protocol: DictConfig) -> Callable[[Task, str, Encoder], tuple[dict[str, int], int]]:
+    def _trainer(self, build: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """Build trainers, of which only the device is asked, once."""
+
+        def trainer(**given: Any) -> Any:
+            return _once(self.known, ("trainer", name), lambda: build(**given))
+
+        return trainer
+
+    def _counter(self, protocol: Mapping[str, Any]) -> Callable[[Task, str, Encoder], tuple[dict[str, int], int]]:
         encoding = tuple(protocol[key] for key in _ENCODING)
 
         def count(task: Task, instruction: str, encoder: Encoder) -> tuple[dict[str, int], int]:
@@ -250,7 +281,8 @@ class _Model(_Proxy):
 
 class _Data(_Proxy):
     def load(self, tasks: Sequence[str], *, seed: int) -> TaskData:
-        key = ("data", self._name, seed, tuple(sorted(tasks)))
+        drawn = seed if getattr(self._part, "sampled", True) else None  # sources from elsewhere may draw rows too
+        key = ("data", self._name, drawn, tuple(sorted(tasks)))
         found = _once(self._known, key, lambda: self._part.load(list(tasks), seed=seed))
         return TaskData({task: found.tasks[task] for task in tasks}, found.alignment)
 
@@ -259,7 +291,3 @@ def _once(known: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
     if key not in known:
         known[key] = make()
     return known[key]
-
-
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

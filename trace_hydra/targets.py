@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, get_type_hints
 
 _DOTTED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+", re.ASCII)
@@ -73,6 +73,7 @@ _CALLBACK = Kind(
     "trace_hydra.callbacks.",
     _subclass("trace_hydra.callbacks.base.RunCallback"),
 )
+_ENGINE = Kind("an engine of trace_hydra.engines", "trace_hydra.engines.", _subclass("trace_hydra.engines.base.Engine"))
 _SET = Kind(
     "a trace_hydra.capability.base.CapabilitySet",
     "trace_hydra.capability.",
@@ -84,6 +85,7 @@ PLACES = {
     "tuning": _TUNING,
     "method": _METHOD,
     "data": _DATA,
+    "engine": _ENGINE,
     r"optim\.optimizer": _OPTIMIZER,
     "trainer": _TRAINER,
     rf"callbacks\.{_KEY}": _CALLBACK,
@@ -229,16 +231,16 @@ def locate(target: str) -> Any:
 def keywords_of(node: Mapping[str, Any], called: Any) -> dict[str, Any]:
     """Take a node's arguments; `name` only where the callable wants it, for it also names the option."""
     keywords = {key: value for key, value in node.items() if not (key.startswith("_") and key.endswith("_"))}
-    if "name" in keywords and "name" not in inspect.signature(called).parameters:
+    if "name" in keywords and "name" not in _signature(called).parameters:
         keywords.pop("name")
     return keywords
 
 
 def _binding_problems(called: Any, keywords: Mapping[str, Any], partial: bool) -> Iterator[str]:
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import ValidationError
     from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
-    signature = inspect.signature(called)
+    signature = _signature(called)
     takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in signature.parameters.values())
     hints = _hints(called)
     for key, value in keywords.items():
@@ -250,7 +252,7 @@ def _binding_problems(called: Any, keywords: Mapping[str, Any], partial: bool) -
         if isinstance(value, (Mapping, list)) or key not in hints:
             continue
         try:
-            TypeAdapter(hints[key], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
+            _checker(hints[key]).validate_python(value, strict=True)
         except ValidationError as error:
             yield f"{key}={value}: {error.errors()[0]['msg']}."
         except (PydanticSchemaGenerationError, PydanticUserError):
@@ -265,6 +267,23 @@ def _binding_problems(called: Any, keywords: Mapping[str, Any], partial: bool) -
                 yield f"{name}: missing; {called.__name__} needs it."
 
 
+# The plan of a sweep checks the same classes for every job; to build what checks them takes most of the time.
+_MANY = 512
+
+
+@lru_cache(_MANY)
+def _signature(called: Any) -> inspect.Signature:
+    return inspect.signature(called)
+
+
+@lru_cache(_MANY)
+def _checker(hint: Any) -> Any:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+
+
+@lru_cache(_MANY)
 def _hints(called: Any) -> dict[str, Any]:
     try:
         return get_type_hints(called.__init__ if inspect.isclass(called) else called)

@@ -11,9 +11,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from trace_hydra import ranks
 from trace_hydra.build import Parts
 from trace_hydra.context import StageContext, batch_of
-from trace_hydra.data.encode import TrainBatches
+from trace_hydra.data.batches import TrainBatches
 from trace_hydra.errors import MethodError
 from trace_hydra.fingerprint import Fingerprints
 from trace_hydra.memory import out_of_memory_named, out_of_memory_outside
@@ -21,6 +22,7 @@ from trace_hydra.methods.base import Method
 from trace_hydra.plan import Effort, Phase, Stage
 from trace_hydra.resume import Progress, StageCheckpoints
 from trace_hydra.stage import StageModule
+from trace_hydra.strategies import SHARDED, build_trainer
 
 _OUTSIDE = (
     "debug=cost tells what the method holds; lower protocol.max_prompt_tokens, or train fewer weights (tuning=lora)"
@@ -78,7 +80,9 @@ def train_stage(
     ctx.model.to(ctx.device).eval()  # type: ignore[arg-type]
     seconds = saver.seconds()
     with out_of_memory_outside(f"stage {ctx.stage.index} ({ctx.stage.task}), after the last step", _OUTSIDE):
-        plain = _plain_step_s(training.config, ctx) if progress.steps else None
+        # A plain pass of the whole model takes more memory than one of a model that is split.
+        split = training.config.trainer.get("strategy") in SHARDED
+        plain = _plain_step_s(training.config, ctx) if progress.steps and not split else None
         method.end_stage(ctx)
     ctx.training = False
     stored = method.num_stored_examples()
@@ -101,25 +105,24 @@ def _train_phase(
     config, parts, saver = training.config, training.parts, training.checkpoints
     size = ctx.stage.micro_batch or config.budget.micro_batch_size
     rows = ctx.encode(phase.examples)
+    seed = f"{config.seed.train}-{ctx.stage.draw}-{number}"
     batches = TrainBatches(
         rows,
         batch_size=config.budget.batch_size,
         micro_batch_size=size,
-        seed=f"{config.seed.train}-{ctx.stage.draw}-{number}",
+        seed=seed,
+        rank=ranks.rank(),
+        world_size=ranks.size(),
     )
     terms, skipped = saver.pending_terms()
     module = _module(training, ctx, method, phase, len(rows), carried, terms, skipped)
-    module.steps_before = progress.steps
+    module.steps_before, module.seed, module.votes = progress.steps, seed, saver.votes
     checkpoint = saver.take_up(batches, number)
-    trainer = parts.trainer(
+    trainer: Any = build_trainer(
+        parts.trainer,
         max_epochs=phase.epochs,
-        accumulate_grad_batches=config.budget.batch_size // size,
-        logger=False,
         callbacks=[*parts.callbacks, saver],
-        plugins=[*(getattr(parts.trainer, "keywords", {}).get("plugins") or ()), saver.io],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        plugins=[saver.io],
         use_distributed_sampler=False,
     )
     try:
@@ -128,7 +131,9 @@ def _train_phase(
     finally:
         _let_go(trainer.callbacks, module)
     if config.optim.carry:
-        carried.update(state=trainer.optimizers[0].state_dict()["state"], names=list(ctx.trainable()))
+        state = trainer.strategy.optimizer_state(trainer.optimizers[0])["state"]
+        carried.update(state=state, names=list(ctx.trainable()))
+    module.whole_again()
     for weight in ctx.model.parameters():
         weight.grad = None  # Lightning leaves the last one, as large as the weights
     return Progress(
@@ -136,7 +141,7 @@ def _train_phase(
         tokens=progress.tokens + sum(len(row.ids) for row in rows) * phase.epochs,
         steps=progress.steps + trainer.global_step,
         trainable=max(progress.trainable, sum(weight.numel() for weight in ctx.trainable().values())),
-        terms={**progress.terms, **module.seen_terms},
+        terms={**progress.terms, **module.readings.seen},
         skipped=progress.skipped + module.skipped,
     )
 

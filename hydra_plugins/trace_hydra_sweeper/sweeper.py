@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 if TYPE_CHECKING:
     from trace_hydra.sweep import Job, JobPlan
@@ -85,27 +84,18 @@ class TraceSweeper(BasicSweeper):
 
     def _jobs(self, arguments: list[str]) -> list["Job"]:
         """Expand the values and compose every job, as the launcher will."""
+        from trace_hydra.expand import Composer
         from trace_hydra.sweep import Job
 
         loader = self.hydra_context.config_loader
         parser = OverridesParser.create(config_loader=loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         (combinations,) = self.split_arguments(overrides, None)
-        before, jobs = HydraConfig.instance().cfg, []
-        try:
-            for number, given in enumerate(combinations):
-                config = loader.load_sweep_config(self.config, list(given))
-                with open_dict(config):
-                    config.hydra.job.num = number
-                    config.hydra.job.id = str(number)
-                HydraConfig.instance().set_config(config)
-                folder, subdir = (str(OmegaConf.select(config, f"hydra.sweep.{key}")) for key in ("dir", "subdir"))
-                with open_dict(config):
-                    del config["hydra"]
-                jobs.append(Job(number, (*given, *self._pinned(subdir)), Path(folder).absolute() / subdir, config))
-        finally:
-            HydraConfig.instance().cfg = before
-        return jobs
+        composed = Composer(loader, self.config).jobs(combinations)
+        return [
+            Job(number, (*given, *self._pinned(one.subdir)), one.folder / one.subdir, one.config)
+            for number, (given, one) in enumerate(zip(combinations, composed, strict=True))
+        ]
 
     def _pinned(self, subdir: str) -> list[str]:
         """Fix a job's folder if it depends on Hydra's own values: numbers change once jobs are skipped or reordered."""

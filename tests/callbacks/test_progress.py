@@ -31,7 +31,7 @@ def train(
     callback: ProgressCallback, clock: Clock, *, seconds: float, tokens: int, global_step: int, loss: float = 1.0
 ):
     clock.now += seconds
-    module = SimpleNamespace(last_terms={"lm": loss}, last_tokens=tokens)
+    module = SimpleNamespace(readings=SimpleNamespace(means={"lm": loss}), last_tokens=tokens)
     callback.on_train_batch_end(SimpleNamespace(global_step=global_step, world_size=1), module, None, None, 0)
 
 

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from trace_hydra.callbacks.throughput import ThroughputCallback
 from trace_hydra.plan import Effort
+from trace_hydra.readings import Readings
 
 
 @pytest.fixture
@@ -21,32 +22,48 @@ def recorder():
     return Recorder()
 
 
-def test_means_over_micro_batches_and_tokens_over_time(run_info, recorder):
-    """Two micro-batches a step, a log every step. lm 2 and 4: mean 3; ewc 0.5 and 0.5: 0.5; loss 3.5.
+class Module:
+    """Measures what it is told."""
+
+    def __init__(self):
+        self.readings, self.reads = Readings(), 0
+
+    def step(self, tokens, **terms):
+        self.last_tokens = tokens
+        self.readings.begin("step", [])
+        self.readings.add({name: torch.tensor(value) for name, value in terms.items()}, 1.0)
+
+    def read(self):
+        self.reads += 1
+        assert not self.readings.read()
+
+
+def test_means_over_steps_and_tokens_over_time(run_info, recorder):
+    """Two steps, one log, one reading. lm 2 and 4: mean 3; ewc 0.5 and 0.5: 0.5; loss 3.5.
 
     30 + 50 tokens on each of 2 devices in 4 s: 40 tokens/s.
     """
     clock = Clock()
-    callback = ThroughputCallback(every_n_steps=1, clock=clock)
+    callback = ThroughputCallback(every_n_steps=2, clock=clock)
     callback.on_run_start(run_info, [recorder])
     callback.on_stage_start(run_info.stages[0])
     trainer = SimpleNamespace(global_step=0, world_size=2)
     callback.on_train_start(trainer, None)
-    for step, lm, tokens in ((0, 2.0, 30), (1, 4.0, 50)):
+    module = Module()
+    for lm, tokens in ((2.0, 30), (4.0, 50)):
         clock.now += 2.0
-        trainer.global_step = step
-        module = SimpleNamespace(last_terms={"lm": lm, "ewc": 0.5}, last_tokens=tokens)
+        module.step(tokens, lm=lm, ewc=0.5)
         callback.on_train_batch_end(trainer, module, None, None, 0)
-    callback.on_train_end(trainer, None)
+    callback.on_train_end(trainer, module)
     expected = {
         "train/loss": 3.5,
         "train/loss/lm": 3.0,
         "train/loss/ewc": 0.5,
         "train/tokens_per_s": 40.0,
-        "progress/step": 1,
+        "progress/step": 2,
         "progress/stage": 1,
     }
-    assert recorder.entries == [(pytest.approx(expected), 1)]
+    assert recorder.entries == [(pytest.approx(expected), 2)] and module.reads == 1
 
 
 class Toy(LightningModule):
@@ -55,10 +72,16 @@ class Toy(LightningModule):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.readings = Readings()
 
     def training_step(self, batch, index):
-        self.last_terms, self.last_tokens = {"lm": float(batch.sum())}, batch.numel()
+        self.last_tokens = batch.numel()
+        self.readings.begin("step", [])
+        self.readings.add({"lm": batch.sum()}, 1.0)
         return (self.weight * batch).sum()
+
+    def read(self):
+        self.readings.read()
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -66,9 +89,9 @@ class Toy(LightningModule):
 
 @pytest.mark.filterwarnings("ignore")
 def test_steps_go_on_over_phases_of_a_real_trainer(run_info, recorder, tmp_path):
-    """5 micro-batches 1..5, two a step: steps of (1, 2), (3, 4), (5); a log every 2 steps and at the end.
+    """Losses 1, 2, 3; a log every 2 steps and at the end.
 
-    First phase: mean of 1..4 = 2.5 at step 2, then 5 at step 3. Second phase goes on: 2.5 at step 5, 5 at step 6.
+    First phase: mean of 1 and 2 = 1.5 at step 2, then 3 at step 3. Second phase goes on: 1.5 at step 5, 3 at step 6.
     """
     callback = ThroughputCallback(every_n_steps=2)
     callback.on_run_start(run_info, [recorder])
@@ -77,7 +100,6 @@ def test_steps_go_on_over_phases_of_a_real_trainer(run_info, recorder, tmp_path)
         trainer = Trainer(
             max_epochs=1,
             accelerator="cpu",
-            accumulate_grad_batches=2,
             callbacks=[callback],
             logger=False,
             enable_checkpointing=False,
@@ -85,9 +107,9 @@ def test_steps_go_on_over_phases_of_a_real_trainer(run_info, recorder, tmp_path)
             enable_model_summary=False,
             default_root_dir=tmp_path,
         )
-        rows = [torch.tensor([float(value)]) for value in range(1, 6)]
+        rows = [torch.tensor([float(value)]) for value in range(1, 4)]
         trainer.fit(Toy(), torch.utils.data.DataLoader(rows, batch_size=None))  # type: ignore[arg-type]
         callback.on_stage_end(stage, Effort(15, trainer.global_step, 1.0, 1, 0.0, 0))
     losses = [entry for entry, _ in recorder.entries if "train/loss" in entry]
     seen = [(entry["progress/step"], entry["progress/stage"], entry["train/loss"]) for entry in losses]
-    assert seen == [(2, 1, 2.5), (3, 1, 5.0), (5, 2, 2.5), (6, 2, 5.0)]
+    assert seen == [(2, 1, 1.5), (3, 1, 3.0), (5, 2, 1.5), (6, 2, 3.0)]

@@ -16,7 +16,7 @@ import pytest
 from chat_server import client, completion, failure, question, serving
 from conftest import ROOT
 
-from trace_hydra.capability import client as module
+from trace_hydra.capability import asking as module
 from trace_hydra.capability.endpoint import _retry_after
 from trace_hydra.errors import CapabilityError
 
@@ -194,11 +194,11 @@ def test_backoff_doubles(tmp_path, monkeypatch):
     assert all(gap >= 0.05 * 2**place for place, gap in enumerate(gaps)) and len(gaps) == 4
 
 
-def test_pace_spreads_requests_and_a_wait_holds_for_all(tmp_path, monkeypatch):
+def test_pace_spreads_requests_and_a_wait_holds_for_all(monkeypatch):
     """600 a minute are 0.1 s apart; behind a Retry-After of 5 s the next comes then, the one after it 0.1 s
     later. The clock stands still at 100 s."""
     waits = []
-    session = module._Session(client("http://127.0.0.1:1/v1", tmp_path, requests_per_minute=600))
+    session = module.Session("test", retries=2, backoff_s=0.01, requests_per_minute=600)
     monkeypatch.setattr(module.time, "monotonic", lambda: 100.0)
     monkeypatch.setattr(session.halted, "wait", lambda seconds: waits.append(round(seconds, 6)))
     assert all(session._wait_turn() for _ in range(4))
@@ -358,7 +358,7 @@ def test_without_a_key_variable_no_key_of_the_environment_is_sent(tmp_path, monk
 
 SCRIPT = """
 import sys
-sys.path.insert(0, "tests/capability")
+sys.path.insert(0, "tests")
 from chat_server import client, question
 client(sys.argv[1], sys.argv[2]).ask([question(f"question {number}") for number in range(6)])
 """

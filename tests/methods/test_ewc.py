@@ -10,7 +10,7 @@ import torch
 from conftest import run_tiny
 from torch import nn
 
-from trace_hydra.data.encode import collate
+from trace_hydra.data.batches import collate
 from trace_hydra.errors import ConfigError, MethodError
 from trace_hydra.methods.ewc import EWC
 from trace_hydra.methods.fisher import diagonal_fisher

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import run_tiny
 
-from trace_hydra.data.encode import collate
+from trace_hydra.data.batches import collate
 from trace_hydra.errors import ConfigError
 from trace_hydra.methods import gradients
 from trace_hydra.methods.gem import GEM

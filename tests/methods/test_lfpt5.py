@@ -151,11 +151,11 @@ def written(texts):
 def test_empty_and_repeated_ones_drop_out(run):
     """Three prompts: one twice, one blank; so one is asked. Then two that differ, one of them without an answer."""
     head = run.views["FOMC"].instruction
-    with patch("trace_hydra.methods.lfpt5.generate", written(["a", "a", " \n", "B"])):
+    with patch.object(run.ctx.engine, "generate", written(["a", "a", " \n", "B"])):
         assert rewritten(run) == [Example("pseudo-FOMC-0", f"{head}a", "B")]
-    with patch("trace_hydra.methods.lfpt5.generate", written(["a", "b", "b", " ", "C"])):
+    with patch.object(run.ctx.engine, "generate", written(["a", "b", "b", " ", "C"])):
         assert rewritten(run) == [Example("pseudo-FOMC-1", f"{head}b", "C")]
-    with patch("trace_hydra.methods.lfpt5.generate", written(["", "", ""])):
+    with patch.object(run.ctx.engine, "generate", written(["", "", ""])):
         assert rewritten(run) == []
 
 

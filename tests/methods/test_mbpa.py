@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import compose_config, run_tiny
 
 from trace_hydra import build
-from trace_hydra.data.encode import collate
+from trace_hydra.data.batches import collate
 from trace_hydra.errors import ConfigError
 from trace_hydra.methods.mbpa import LocalAdaptation, nearest
 

@@ -36,7 +36,7 @@ def toy(masked: float, first_stage: bool = False, stage: int = 2) -> tuple[Migu,
     """A method that has begun a stage on the toy; its loss is the sum of the outputs."""
     model = Toy().train()
     method = Migu(masked=masked, first_stage=first_stage)
-    ctx: Any = SimpleNamespace(model=model, stage=SimpleNamespace(index=stage))
+    ctx: Any = SimpleNamespace(total=lambda tensor: tensor, model=model, stage=SimpleNamespace(index=stage))
     ctx.lm_loss = lambda batch: model(batch["x"]).sum()
     method.begin_stage(ctx)
     return method, ctx, model

@@ -5,7 +5,7 @@ import torch
 from conftest import compose_config, run_tiny
 
 from trace_hydra import build
-from trace_hydra.data.encode import collate
+from trace_hydra.data.batches import collate
 from trace_hydra.errors import ConfigError
 from trace_hydra.methods.gradients import extend_basis, project_off, read_weights
 from trace_hydra.methods.ogd import OGD, logit_gradients

@@ -16,6 +16,7 @@ from trace_hydra.context import batch_of
 from trace_hydra.errors import ConfigError, MethodError
 from trace_hydra.methods.factored import Factored
 from trace_hydra.methods.osf import OSF, linear_layers, shares
+from trace_hydra.models.attention import use_for_cpu
 from trace_hydra.sizes import RunSize
 from trace_hydra.train import state_mb
 
@@ -278,7 +279,9 @@ def test_a_cut_run_continues_with_the_same_factors(tmp_path, monkeypatch):
     run = run_tiny(tmp_path, ["method=osf", ORDER, *HARD])
     fresh = build.validate(run.config)
     ctx = run.ctx
-    ctx.model = fresh.tuning.apply(fresh.model.load())
+    model = fresh.model.load()
+    use_for_cpu(model)
+    ctx.model = fresh.tuning.apply(model)
     ctx.model.load_state_dict(seen[2]["after"])
     fresh.method.load_state_dict(seen[2]["state"])
     first = seen.pop(3)

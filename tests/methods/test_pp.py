@@ -73,20 +73,11 @@ def test_the_residual_map_by_hand():
 
 def prefixes(run, task, method=None):
     """Ids behind the vocabulary in what the model is given to answer a prompt of a task."""
-    seen = []
-    original = generate.length_batches
-
-    def watch(lengths, *arguments):
-        seen.append(lengths)
-        return original(lengths, *arguments)
-
-    with (
-        patch.object(generate, "length_batches", watch),
-        patch.object(run.ctx.model, "generate", wraps=run.ctx.model.generate) as call,
-    ):
+    with patch.object(generate, "decode", wraps=generate.decode) as call:
         (method or run.method).answer(run.ctx, ["some prompt"], run.views[task])
     first = virtual_tokens(run.ctx.model).first
-    return [one - first for one in call.call_args.kwargs["input_ids"][0].tolist() if one >= first]
+    ((_, (prompt,), *_), _) = call.call_args
+    return [one - first for one in prompt if one >= first]
 
 
 def test_a_row_is_answered_behind_the_prompts_up_to_its_task(run):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import compose_config, run_tiny
 
 from trace_hydra import build
-from trace_hydra.data.encode import collate
+from trace_hydra.data.batches import collate
 from trace_hydra.errors import ConfigError, MethodError
 from trace_hydra.methods.attention import attention_distance, choose_heads, measure
 from trace_hydra.methods.seekr import SelectiveAttention

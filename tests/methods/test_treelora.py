@@ -56,10 +56,9 @@ def watched(tmp_path, overrides, at_step=None):
         terms = losses(method, ctx, batch)
         found = sums[ctx.stage.index]
         weights = [ctx.trainable()[name] for name in found]
-        micro = method.micro_batches  # set below: batch_size / micro_batch_size
         grads = torch.autograd.grad(terms["lm"], weights, retain_graph=True)
         for total, one in zip(found.values(), grads, strict=True):
-            total += one * float(batch["weight"]) / micro
+            total += one * float(batch["weight"])
         if at_step:
             at_step(method, ctx, terms, steps[ctx.stage.index])
         return terms
@@ -72,7 +71,6 @@ def watched(tmp_path, overrides, at_step=None):
         patch.object(TreeLoRA, "begin_stage", watch_begin),
         patch.object(TreeLoRA, "losses", watch_losses),
         patch.object(TreeLoRA, "edit_gradients", watch_edit),
-        patch.object(TreeLoRA, "micro_batches", 2, create=True),  # debug=smoke: 4 rows a step, 2 a pass
     ):
         torch.manual_seed(0)  # of the adapter
         run = run_tiny(tmp_path, ["method=treelora", ORDER, *LONGER, *overrides])
@@ -82,7 +80,7 @@ def watched(tmp_path, overrides, at_step=None):
 
 @pytest.mark.parametrize("strength", [0.5, 20.0])
 def test_stored_are_the_mean_task_gradients_without_the_pull(tmp_path, strength):
-    """Mean over optimizer steps, micro-batches by their rows, of grad lm alone, though the pull is in `.grad`."""
+    """Mean over optimizer steps, micro-batches by their labels, of grad lm alone, though the pull is in `.grad`."""
     run, means = watched(tmp_path, [f"method.strength={strength}"])
     assert set(means) == {1, 2, 3} and run.config.budget.batch_size == 2 * run.config.budget.micro_batch_size
     for stage, found in means.items():

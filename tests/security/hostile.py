@@ -4,11 +4,11 @@ import importlib.util
 import os
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 from conftest import ROOT
+from zygote import run_module
 
 
 class Hostile:
@@ -30,16 +30,12 @@ def write_pickle(folder: Path, canary: Path) -> Path:
 
 def command(*arguments: object, module: str = "trace_hydra", **environment: str) -> subprocess.CompletedProcess:
     """Run `python -m <module>` without network."""
-    return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        capture_output=True, text=True, cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
+    return run_module(module, *arguments, env={**os.environ, "WANDB_MODE": "offline", **environment})
 
 
 def chat_server() -> ModuleType:
     """The endpoint for tests of judges, which lies in another folder of tests."""
-    spec = importlib.util.spec_from_file_location("chat_server", ROOT / "tests" / "capability" / "chat_server.py")
+    spec = importlib.util.spec_from_file_location("chat_server", ROOT / "tests" / "chat_server.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

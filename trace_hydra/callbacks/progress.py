@@ -69,16 +69,17 @@ class ProgressCallback(RunCallback):
         self._mark = self._clock()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count a micro-batch."""
+        """Count a step; the loss shown is what was last read from the device."""
         if self._stage is None:
             return
         tokens = pl_module.last_tokens * trainer.world_size
         self.estimate.add_training(self._stage.index, tokens, self._lap())
         self._step += trainer.global_step - self._global_step
         self._global_step = trainer.global_step
-        loss = sum(pl_module.last_terms.values())
+        means = pl_module.readings.means
+        loss = f" loss {sum(means.values()):.2f}" if means else ""
         place = f"stage {self._stage.index}/{self._num_stages} {self._stage.task}"
-        self._show(f"[{place}] step {self._step}/{self._stage.steps} loss {loss:.2f}")
+        self._show(f"[{place}] step {self._step}/{self._stage.steps}{loss}")
 
     def on_scoring_start(self, row: int, task: str, num_examples: int) -> None:
         """Start the clock of a cell."""

@@ -1,7 +1,6 @@
 """Loss terms and speed of training, against the optimizer steps of the whole run."""
 
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +12,9 @@ from trace_hydra.plan import Effort, RunInfo, Stage
 class ThroughputCallback(RunCallback):
     """Logs every N optimizer steps, and what is left at the end of a phase.
 
-    `train/loss` and `train/loss/<term>` are means over the micro-batches since the last log, before the accumulation
-    weight; `train/tokens_per_s` counts prompt and answer tokens without padding, on all devices (rank 0's count times
-    their number), over the time since the last log or the start of the phase.
+    `train/loss` and `train/loss/<term>` are means over the steps since the last log; `train/tokens_per_s` counts prompt
+    and answer tokens without padding, on all devices (rank 0's count times their number), over the time since the last
+    log or the start of the phase. A log is the only thing in plain training that waits for the device.
 
     Args:
         every_n_steps: Optimizer steps between logs; at least 1.
@@ -29,7 +28,6 @@ class ThroughputCallback(RunCallback):
         self._stage = 0
         self._step = 0
         self._ended = 0
-        self._global_step = 0
         self._reset()
 
     def on_run_start(self, run: RunInfo, loggers: list) -> None:
@@ -56,31 +54,25 @@ class ThroughputCallback(RunCallback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock of a phase; `trainer.global_step` restarts with it."""
-        self._global_step = trainer.global_step
         self._step = self._ended + getattr(pl_module, "steps_before", 0) + trainer.global_step
         self._reset()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Add a micro-batch, and log when enough optimizer steps are done."""
-        for term, value in pl_module.last_terms.items():
-            self._terms[term] += value
+        """Add an optimizer step, and log when there are enough."""
         self._tokens += pl_module.last_tokens
-        self._micro_batches += 1
-        done = trainer.global_step - self._global_step
-        if done:
-            self._global_step = trainer.global_step
-            self._step += done
-            self._steps += done
-        if self._steps >= self.every_n_steps and done:
-            self._log(trainer.world_size)
+        self._step += 1
+        self._steps += 1
+        if self._steps >= self.every_n_steps:
+            self._log(trainer.world_size, pl_module)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Log what is left, so that a phase shorter than N steps is seen too."""
         if self._steps:
-            self._log(trainer.world_size)
+            self._log(trainer.world_size, pl_module)
 
-    def _log(self, num_devices: int) -> None:
-        means = {term: total / self._micro_batches for term, total in self._terms.items()}
+    def _log(self, num_devices: int, module: Any) -> None:
+        module.read()
+        means = module.readings.means
         seconds = self._clock() - self._since
         metrics: dict[str, float | None] = {
             "train/loss": sum(means.values()),
@@ -93,6 +85,5 @@ class ThroughputCallback(RunCallback):
         self._reset()
 
     def _reset(self) -> None:
-        self._terms: defaultdict[str, float] = defaultdict(float)
-        self._tokens = self._micro_batches = self._steps = 0
+        self._tokens = self._steps = 0
         self._since = self._clock()

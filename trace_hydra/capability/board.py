@@ -3,14 +3,15 @@
 import logging
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trace_hydra import keys
+from trace_hydra import keys, ranks
 from trace_hydra.capability.base import CapabilitySet, Pair, Record
 from trace_hydra.capability.deltas import compare_sets
 from trace_hydra.capability.subject import Subject
-from trace_hydra.errors import CapabilityError, StoreError
+from trace_hydra.errors import CapabilityError, EngineError, StoreError
 from trace_hydra.files import as_lines, write_bytes, write_lines
 from trace_hydra.metrics.records import json_rows
 from trace_hydra.names import inside
@@ -90,12 +91,14 @@ class CapabilityBoard:
             try:
                 records = self._records(row, name, one, trained)
                 self._write(records, records_file(self.directory, row, name))
-                found = compare(name, one, self.before[name], records)
-            except CapabilityError as error:
+                found = ranks.on_first(partial(compare, name, one, self.before[name], records))
+            except (CapabilityError, EngineError) as error:
                 self._fail(row, name, str(error))
             except StoreError:
                 raise
             except Exception as error:  # hours of training stand behind this; the traceback goes to the log
+                if ranks.size() > 1:  # the others may not have failed
+                    raise
                 log.exception("capability %s", name)
                 self._fail(row, name, f"{type(error).__name__}: {error}")
             else:

@@ -1,13 +1,12 @@
 """Asking a chat model behind an OpenAI-compatible endpoint many questions: cached, retried, paced, within a budget."""
 
 import logging
-import random
 import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+from trace_hydra.capability.asking import Session
 from trace_hydra.capability.endpoint import Endpoint, Fault
 from trace_hydra.capability.replies import (
     Conversation,
@@ -25,13 +24,6 @@ from trace_hydra.errors import CapabilityError, problem_list
 __all__ = ["ChatClient", "Conversation", "Estimate", "Reply"]
 
 log = logging.getLogger(__name__)
-
-LONGEST_WAIT_S = 600.0
-"""An endpoint that asks to wait longer (a daily quota) has lost the request."""
-LOST_IN_A_ROW = 8
-"""So many conversations lost one after another, all retries spent, and the endpoint counts as down."""
-_JITTER = random.Random()
-"""Of its own: nothing may draw from the random state that training uses."""
 
 
 class ChatClient:
@@ -153,18 +145,21 @@ class ChatClient:
     def _ask_missing(self, requests: Sequence[dict[str, Any]], deliver: OnReply) -> None:
         if found := self._setting_problems() + self.endpoint.problems():
             raise CapabilityError(problem_list(found))
-        session = _Session(self)
+        session = Session(
+            self.name,
+            retries=self.retries,
+            backoff_s=self.backoff_s,
+            requests_per_minute=self.requests_per_minute,
+        )
         self.endpoint.connect()
-        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="ask")
+        sends: list[Callable[[], Reply]] = [partial(self._send, request) for request in requests]
         try:
-            futures: dict[Future, int] = {pool.submit(session.ask, one): at for at, one in enumerate(requests)}
-            for future in as_completed(futures):
-                reply = future.result()
-                if reply is not None:
-                    deliver(futures[future], reply)
+            session.ask_all(
+                sends,
+                self.concurrency,
+                lambda at, one: deliver(at, Reply(None, one.message) if isinstance(one, Fault) else one),
+            )
         finally:
-            session.halted.set()
-            pool.shutdown(wait=True, cancel_futures=True)
             self.endpoint.close()
         if session.failure:
             raise CapabilityError(
@@ -173,6 +168,31 @@ class ChatClient:
             )
         if session.num_lost:
             log.warning("%s: %d of %d replies were lost.", self.name, session.num_lost, len(requests))
+
+    def _send(self, request: dict[str, Any]) -> Reply:
+        """Get one reply into the cache, in a thread.
+
+        Raises:
+            Fault: If no reply came, or the budget does not allow the request.
+        """
+        reserved = usd_of(num_tokens(request["messages"]), self.max_tokens, self.prices) or 0.0
+        if not self.budget.reserve(reserved):
+            raise Fault(
+                "fatal",
+                f"{self.node}.max_usd={self.budget.limit:g} would be exceeded: {self.budget.spent:.4f} USD are spent, "
+                f"the next request may take {reserved:.4f}.",
+            )
+        spent = reserved  # unless known better: a time-out may have been billed
+        try:
+            reply = self.endpoint.ask(request["messages"])
+            spent = usd_of(reply.input_tokens, reply.output_tokens, self.prices) or 0.0
+        except Fault as fault:
+            spent = spent if fault.billed else 0.0
+            raise
+        finally:
+            self.budget.settle(reserved, spent)
+        self.cache.put(request, reply)
+        return reply
 
     def _setting_problems(self) -> list[str]:
         node = self.node
@@ -234,88 +254,6 @@ class Budget:
                 self._reserved = 0.0  # no dust of rounding that `reserve` would wait for
             self.spent += usd
             self._changed.notify_all()
-
-
-class _Session:
-    """One call of `ask`: what its threads share."""
-
-    def __init__(self, client: ChatClient):
-        self.client = client
-        self.halted = threading.Event()
-        self.failure: str | None = None
-        self.num_answered = 0
-        self.num_lost = 0
-        self._lost_in_a_row = 0
-        self._lock = threading.Lock()
-        self._next = 0.0
-
-    def ask(self, request: dict[str, Any]) -> Reply | None:
-        """Get one reply into the cache, in a thread; None once the session is halted."""
-        client = self.client
-        for attempt in range(client.retries + 1):
-            if not self._wait_turn():
-                return None
-            reserved = usd_of(num_tokens(request["messages"]), client.max_tokens, client.prices) or 0.0
-            if not client.budget.reserve(reserved):
-                return self._halt(
-                    f"{client.node}.max_usd={client.budget.limit:g} would be exceeded: {client.budget.spent:.4f} USD "
-                    f"are spent, the next request may take {reserved:.4f}."
-                )
-            spent = reserved  # unless known better: a time-out may have been billed
-            try:
-                reply = client.endpoint.ask(request["messages"])
-                spent = usd_of(reply.input_tokens, reply.output_tokens, client.prices) or 0.0
-            except Fault as fault:
-                spent = spent if fault.billed else 0.0
-                last = fault
-            else:
-                client.cache.put(request, reply)
-                with self._lock:
-                    self.num_answered += 1
-                    self._lost_in_a_row = 0
-                return reply
-            finally:
-                client.budget.settle(reserved, spent)
-            if last.kind == "fatal":
-                return self._halt(last.message)
-            if last.kind == "lost" or attempt == client.retries or (last.wait_s or 0) > LONGEST_WAIT_S:
-                return self._lose(last)
-            self._back_off(attempt, last)
-        return None
-
-    def _wait_turn(self) -> bool:
-        """Wait until the pace allows a request; False once halted."""
-        pace = self.client.requests_per_minute
-        with self._lock:
-            now = time.monotonic()
-            start = max(now, self._next)
-            if pace:
-                self._next = start + 60 / pace
-        return not self.halted.wait(start - now)
-
-    def _back_off(self, attempt: int, fault: Fault) -> None:
-        """Wait before another try: exponentially, with jitter so that threads do not come back together."""
-        wait = self.client.backoff_s * 2**attempt * _JITTER.uniform(0.5, 1.5)
-        if fault.wait_s:
-            wait = max(wait, fault.wait_s)
-            with self._lock:  # the endpoint means all of us
-                self._next = max(self._next, time.monotonic() + fault.wait_s)
-        log.info("%s: %s Trying again in %.1f s.", self.client.name, fault.message, wait)
-        self.halted.wait(wait)
-
-    def _lose(self, fault: Fault) -> Reply:
-        with self._lock:
-            self.num_lost += 1
-            self._lost_in_a_row = self._lost_in_a_row + 1 if fault.kind == "retry" else 0
-            down = self._lost_in_a_row >= LOST_IN_A_ROW
-        if down:
-            self._halt(f"{LOST_IN_A_ROW} requests in a row were lost; the last: {fault.message}")
-        return Reply(None, fault.message)
-
-    def _halt(self, reason: str) -> None:
-        with self._lock:
-            self.failure = self.failure or reason
-        self.halted.set()
 
 
 def _short(name: str) -> str:

@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -16,11 +17,25 @@ from trace_hydra.credentials import variable_fault
 if TYPE_CHECKING:
     from openai import OpenAI
 
+log = logging.getLogger(__name__)
+
 OPENAI_URL = "https://api.openai.com/v1"
 INSTALL = "pip install 'trace-hydra[judge]'"
 HIDDEN = "<api key>"
 SHORTEST_SECRET = 8
 """Shorter values of the key variable are placeholders ("none", "EMPTY") and are not searched for in texts."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote behind a prompt."""
+
+    text: str
+    finish: str | None
+    """"stop", "length", or what the endpoint calls it."""
+    input_tokens: int | None
+    """As the endpoint counts; None: it does not say."""
+    output_tokens: int | None
 
 
 class Fault(Exception):
@@ -49,6 +64,7 @@ class Endpoint:
         base_url: None: OpenAI's own.
         api_key_env: Name of the variable that holds the key; None: the endpoint wants none.
         temperature: None: not sent (some models take no temperature).
+        instead: Settings that need no endpoint, for messages.
     """
 
     def __init__(
@@ -61,8 +77,10 @@ class Endpoint:
         temperature: float | None,
         max_tokens: int,
         timeout_s: float,
+        instead: str = "judge=local, judge=none",
     ):
         self.node = node
+        self.instead = instead
         self.base_url = base_url or OPENAI_URL
         self.model = model
         self.api_key_env = api_key_env
@@ -78,7 +96,7 @@ class Endpoint:
 
         found = []
         if importlib.util.find_spec("openai") is None:
-            found.append(f"{self.node} needs the package openai: {INSTALL} (or {self.node}=local, {self.node}=none).")
+            found.append(f"{self.node} needs the package openai: {INSTALL} (or {self.instead}).")
         if not _is_plain(self.base_url):
             found.append(
                 f"{self.node}.base_url={_without_secrets(self.base_url)} must be http(s)://host/path without user, "
@@ -115,6 +133,22 @@ class Endpoint:
                 api_key=self._key() or "none", base_url=self.base_url, timeout=self.timeout_s, max_retries=0
             )
 
+    def reach(self) -> None:
+        """Ask for the list of models, to see whether anybody is there and takes the key.
+
+        Raises:
+            Fault: If nobody is, or the key is refused; whatever else comes back is an answer.
+        """
+        import openai
+
+        with self._faults():
+            try:
+                self._client().models.with_raw_response.list()
+            except (openai.AuthenticationError, openai.PermissionDeniedError):
+                raise
+            except openai.APIStatusError as error:
+                log.debug("%s has no list of models: %s", self.base_url, error.status_code)
+
     def ask(self, messages: Conversation, max_tokens: int | None = None) -> Reply:
         """Send one request.
 
@@ -123,21 +157,51 @@ class Endpoint:
         """
         import openai
 
-        client = self._open
-        if client is None:
-            raise Fault("fatal", "the endpoint is not connected.")
         sent: dict[str, Any] = {"model": self.model, "messages": [dict(message) for message in messages]}
         if self.temperature is not None:
             sent["temperature"] = self.temperature
         limit = self._limit
-        try:
-            create: Any = client.chat.completions.with_raw_response.create
-            raw = create(**sent, **{limit: max_tokens or self.max_tokens})
+        with self._faults():
+            try:
+                create: Any = self._client().chat.completions.with_raw_response.create
+                raw = create(**sent, **{limit: max_tokens or self.max_tokens})
+            except openai.BadRequestError as error:
+                if limit == "max_tokens" and "max_completion_tokens" in str(error):
+                    self._limit = "max_completion_tokens"  # OpenAI's newer models know the limit by this name only
+                    return self.ask(messages, max_tokens)
+                raise
             return self._reply(raw.text, messages)
+
+    def complete(self, prompt: str | Sequence[int] | Conversation, *, chat: bool, **settings: Any) -> Completion:
+        """Have the model go on behind a prompt.
+
+        Args:
+            prompt: Text or token ids; with `chat` a conversation.
+            chat: Whether to ask for a chat completion.
+            settings: `max_tokens`, `temperature`, `top_p`, `stop`, `seed`; sent as they are.
+
+        Raises:
+            Fault: If none came.
+        """
+        with self._faults():
+            client = self._client()
+            create: Any = (client.chat.completions if chat else client.completions).with_raw_response.create
+            raw = create(model=self.model, **{"messages" if chat else "prompt": prompt}, **settings)
+            return self._completion(raw.text, chat)
+
+    def _client(self) -> "OpenAI":
+        if self._open is None:
+            raise Fault("fatal", "the endpoint is not connected.")
+        return self._open
+
+    @contextlib.contextmanager
+    def _faults(self) -> Iterator[None]:
+        """Say in our words what the package raises."""
+        import openai
+
+        try:
+            yield
         except openai.APIStatusError as error:
-            if limit == "max_tokens" and error.status_code == 400 and "max_completion_tokens" in str(error):
-                self._limit = "max_completion_tokens"  # OpenAI's newer models know the limit by this name only
-                return self.ask(messages, max_tokens)
             raise self._status_fault(error) from None
         except openai.APITimeoutError:
             raise Fault("retry", f"no reply within {self.node}.timeout_s={self.timeout_s:g} s.", billed=True) from None
@@ -146,6 +210,24 @@ class Endpoint:
             raise Fault("retry", f"{self.node}.base_url={self.base_url} cannot be reached: {reason}.") from None
         except openai.OpenAIError as error:
             raise Fault("retry", f"the reply cannot be read: {self._clean(str(error))}.", billed=True) from None
+
+    def _completion(self, body: str, chat: bool) -> Completion:
+        """Read a completion; half a one may come right later."""
+        try:
+            content = json.loads(body)
+            choice = content["choices"][0]
+            text = (choice["message"].get("content") or "") if chat else choice["text"]
+            finish, usage = choice.get("finish_reason"), content.get("usage") or {}
+            counts = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")]
+            if not isinstance(text, str):
+                raise TypeError("the text is none")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            shown = self._clean(body[:200])
+            raise Fault(
+                "retry", f"the reply is no completion ({type(error).__name__}): {shown!r}.", billed=True
+            ) from None
+        num_in, num_out = (count if isinstance(count, int) and count >= 0 else None for count in counts)
+        return Completion(self._clean(text, None), finish, num_in, num_out)
 
     def _reply(self, body: str, messages: Conversation) -> Reply:
         """Read a completion; what misses the shape (an error in a reply of status 200, say) may come right later."""
@@ -177,8 +259,8 @@ class Endpoint:
         if status == 404:
             return Fault(
                 "fatal",
-                f"{self.node}.base_url={self.base_url} knows no {self.node}.model={self.model}, or has no chat "
-                f"completions at this address (404): {said}",
+                f"{self.node}.base_url={self.base_url} knows no {self.node}.model={self.model}, or has nothing "
+                f"of this kind at this address (404): {said}",
             )
         if status == 429 and getattr(error, "code", None) == "insufficient_quota":
             return Fault("fatal", f"{self.node}.base_url={self.base_url}: the account's quota is used up (429): {said}")

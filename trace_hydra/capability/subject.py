@@ -7,11 +7,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from trace_hydra import ranks
 from trace_hydra.context import StageContext
 from trace_hydra.data.encode import IGNORED, Encoder
 from trace_hydra.methods.base import Method
 from trace_hydra.models.forward import label_logits
-from trace_hydra.models.generate import Decoding, Generated, generate, length_batches
+from trace_hydra.models.generate import Decoding, Generated, length_batches
+from trace_hydra.models.precision import cast_once
 
 GREEDY = Decoding(False, 1.0, 1.0)
 
@@ -106,7 +108,7 @@ class Subject:
         for indices, prefixes in self.method.serve(self.ctx, prompts):
             rows = [[*prefix, *encoded[index]] for index, prefix in zip(indices, prefixes, strict=True)]
             with self.ctx.autocast():
-                made = generate(
+                made = self.ctx.engine.generate(
                     self.ctx.model,
                     self.tokenizer,
                     rows,
@@ -139,10 +141,18 @@ class Subject:
                 alike.setdefault((tuple(context), tuple(continuation[:-1])), []).append(at)
             shared = list(alike.values())  # what differs in the last token only takes one pass: A, B, C, D
             lengths = [len(group[at][0]) + len(group[at][1]) for at, *_ in shared]
-            for batch in length_batches(lengths, 0, self.ctx.batch_tokens):
-                scored = self._score([[group[at] for at in shared[row]] for row in batch])
-                members = [at for row in batch for at in shared[row]]
-                found.update((indices[at], one) for at, one in zip(members, scored, strict=True))
+            batches = length_batches(lengths, 0, self.ctx.batch_tokens)
+
+            def score(numbers: Sequence[int], batches=batches, group=group, shared=shared) -> dict[int, Likelihood]:
+                own: dict[int, Likelihood] = {}
+                with torch.inference_mode(), self.ctx.autocast(), cast_once(self.ctx.model):
+                    for batch in (batches[number] for number in numbers):
+                        scored = self._score([[group[at] for at in shared[row]] for row in batch])
+                        members = [at for row in batch for at in shared[row]]
+                        own.update(zip(members, scored, strict=True))
+                return own
+
+            found.update((indices[at], one) for at, one in ranks.shared_out(range(len(batches)), score).items())
             self.tokens += sum(lengths)
         return [found[index] for index in range(len(prompts))]
 
@@ -160,12 +170,11 @@ class Subject:
         device = self.ctx.device
         batch = {"input_ids": ids.to(device), "attention_mask": mask.to(device), "labels": labels.to(device)}
         found = []
-        with torch.inference_mode(), self.ctx.autocast():
-            logits, _ = label_logits(self.ctx.model, batch)  # (num_labels, vocab)
-            for alike, part in zip(shared, logits.split([len(row[1]) for row in rows]), strict=True):
-                best = part.argmax(-1)
-                for _, continuation in alike:
-                    targets = torch.tensor(continuation, device=part.device)
-                    nats = -F.cross_entropy(part.float(), targets, reduction="none").cpu()
-                    found.append(Likelihood(float(nats.sum()), bool((best == targets).all()), len(targets)))
+        logits, _ = label_logits(self.ctx.model, batch)  # (num_labels, vocab)
+        for alike, part in zip(shared, logits.split([len(row[1]) for row in rows]), strict=True):
+            best = part.argmax(-1)
+            for _, continuation in alike:
+                targets = torch.tensor(continuation, device=part.device)
+                nats = -F.cross_entropy(part.float(), targets, reduction="none").cpu()
+                found.append(Likelihood(float(nats.sum()), bool((best == targets).all()), len(targets)))
         return found

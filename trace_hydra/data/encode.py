@@ -1,13 +1,11 @@
-"""Rows as token ids, and token ids as batches.
+"""Rows as token ids.
 
 Labels are made by construction: prompt ids and answer ids are tokenised apart and joined, so the loss covers exactly
 the answer and its end token. Nothing is derived from the pad token, which is often the end token.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,11 @@ class EncodedRow:
     truncated: bool
     """Whether anything of prompt or answer was cut."""
     example_id: str
+
+    @property
+    def num_labels(self) -> int:
+        """Tokens that carry the loss."""
+        return len(self.ids) - self.num_prompt
 
     def behind(self, prefix: Sequence[int]) -> "EncodedRow":
         """The row with ids before it that carry no loss."""
@@ -186,92 +189,3 @@ class Encoder:
         before, after = text.split(marker)
         frame = self.tokenizer([before, after], add_special_tokens=False)["input_ids"]
         return list(frame[0]), list(frame[1])
-
-
-class TrainBatches:
-    """Batches of one phase, bucketed by length, another seeded order in every epoch.
-
-    An optimizer step takes `batch_size` rows of similar length; they are dealt out in micro-batches. The order depends
-    on the seed and the epoch alone, not on how large a micro-batch is.
-
-    Args:
-        rows: Encoded rows, at least one.
-        batch_size: Rows of an optimizer step.
-        micro_batch_size: Rows of a forward pass.
-        seed: Any string; the epoch is added to it.
-    """
-
-    def __init__(self, rows: Sequence[EncodedRow], *, batch_size: int, micro_batch_size: int, seed: str):
-        self.rows = rows
-        self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size
-        self.seed = seed
-        self.epoch = 0
-        """The epoch whose order the next pass takes; every pass that begins moves it on."""
-        self._skip = 0
-
-    def __len__(self) -> int:
-        full, rest = divmod(len(self.rows), self.batch_size)
-        per_step = -(-self.batch_size // self.micro_batch_size)
-        return full * per_step + -(-rest // self.micro_batch_size)
-
-    def start_at(self, epoch: int, batch: int) -> None:
-        """Let the next iteration begin behind `batch` micro-batches of an epoch."""
-        more, self._skip = divmod(batch, len(self))
-        self.epoch = epoch + more
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        # A generator: Lightning asks for an iterator once more than it trains, and that one must not move the epoch on.
-        seed, skip = f"{self.seed}-{self.epoch}", self._skip
-        self.epoch, self._skip = self.epoch + 1, 0
-        yield from islice(self._batches(seed), skip, None)
-
-    def _batches(self, seed: str) -> Iterator[dict[str, Any]]:
-        for step in bucketed_steps([len(row.ids) for row in self.rows], self.batch_size, seed):
-            for start in range(0, len(step), self.micro_batch_size):
-                chosen = [self.rows[index] for index in step[start : start + self.micro_batch_size]]
-                batch = collate(chosen)
-                # Lightning divides by the number of micro-batches of a full step; this makes the step the mean of its
-                # micro-batches weighted by rows, in a last, smaller step too.
-                num_micro = -(-self.batch_size // self.micro_batch_size)
-                batch["weight"] = len(chosen) / len(step) * num_micro
-                yield batch
-
-
-def bucketed_steps(lengths: Sequence[int], batch_size: int, seed: str) -> list[list[int]]:
-    """Deal row indices into steps of rows with similar lengths, in a seeded order of rows and steps.
-
-    Rows are shuffled, cut into pools of 32 steps, sorted by length within a pool and dealt out; then the steps are
-    shuffled. The step with fewer than `batch_size` rows, if any, comes last.
-    """
-    rng = Random(seed)
-    order = list(range(len(lengths)))
-    rng.shuffle(order)
-    num_full = len(order) // batch_size * batch_size
-    rest = order[num_full:]
-    steps: list[list[int]] = []
-    pool_size = 32 * batch_size
-    for start in range(0, num_full, pool_size):
-        pool = sorted(order[start : min(start + pool_size, num_full)], key=lambda index: lengths[index])
-        steps += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
-    rng.shuffle(steps)
-    return [*steps, sorted(rest, key=lambda index: lengths[index])] if rest else steps
-
-
-def collate(rows: Sequence[EncodedRow]) -> dict[str, Any]:
-    """Pad rows on the right: input_ids, attention_mask, labels, each (batch, longest), int64; and example_ids.
-
-    The pad id is 0: masked and without loss, so its value never matters.
-    """
-    import torch
-
-    longest = max(len(row.ids) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, IGNORED)
-    for index, row in enumerate(rows):
-        length = len(row.ids)
-        ids[index, :length] = torch.from_numpy(row.ids.astype(np.int64))
-        mask[index, :length] = 1
-        labels[index, row.num_prompt : length] = ids[index, row.num_prompt : length]
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "example_ids": [row.example_id for row in rows]}

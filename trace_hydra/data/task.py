@@ -5,7 +5,8 @@ Nothing else in the package branches on a task's name; a new task brings its own
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from trace_hydra.data.reasoning import SPLITTERS, final_answer
 from trace_hydra.errors import ConfigError
@@ -78,10 +79,26 @@ class Task:
         """The task's name."""
         return self.spec.name
 
-    @property
+    # Worked out once: the jobs of a sweep share tasks of thousands of rows.
+    @cached_property
     def instruction(self) -> str:
         """The head of every prompt: the declared one, else what the prompts of train share up to a line's end."""
         return shared_instruction(self.spec.instruction, [example.prompt for example in self.train])
+
+    @cached_property
+    def train_hash(self) -> str:
+        """Hash of the train rows: 16 hex digits."""
+        return rows_hash(self.train)
+
+    @cached_property
+    def test_hash(self) -> str:
+        """Hash of prompts and answers of the test rows, without rationales: 16 hex digits."""
+        return rows_hash(replace(example, rationale="") for example in self.test)
+
+    @cached_property
+    def prompts_hash(self) -> str:
+        """Hash of the test prompts: 16 hex digits."""
+        return texts_hash(example.prompt for example in self.test)
 
 
 @dataclass(frozen=True)
@@ -115,12 +132,15 @@ def shared_instruction(declared: str, prompts: Sequence[str]) -> str:
 
 def rows_hash(examples: Iterable[Example]) -> str:
     """Hash prompts and answers in order: 16 hex digits that change with any row, its text or its place."""
+    return texts_hash(text for one in examples for text in (one.prompt, one.answer, one.rationale))
+
+
+def texts_hash(texts: Iterable[str]) -> str:
+    """Hash texts in order, each with its length before it: 16 hex digits."""
     digest = hashlib.sha256()
-    for example in examples:
-        for text in (example.prompt, example.answer, example.rationale):
-            raw = text.encode("utf-8", "surrogatepass")
-            digest.update(len(raw).to_bytes(8, "big"))
-            digest.update(raw)
+    for text in texts:
+        raw = text.encode("utf-8", "surrogatepass")
+        digest.update(len(raw).to_bytes(8, "big") + raw)
     return digest.hexdigest()[:16]
 
 

@@ -62,6 +62,11 @@ class TraceData:
         """task -> split -> `FileRows.info` of what the last `load` read, "dropped" with the rows not chosen."""
         self._read: dict[tuple[str, str], tuple[tuple[int, int] | None, FileRows]] = {}
 
+    @property
+    def sampled(self) -> bool:
+        """Whether rows depend on the seed that `load` is given."""
+        return any(size is not None for size in self.limit.values())
+
     def problems(self, tasks: Sequence[str]) -> list[str]:
         """List what stands in the way of `load`: settings, folders, files, rows. All files of `tasks` are read.
 

@@ -43,6 +43,12 @@ class Method:
     weights too."""
     sees_num_stages = False
     """Whether `ctx.num_stages` may be read; its stages are then not shared with runs of another length."""
+    draws_in_losses = False
+    """Whether `losses` draws (from `ctx.rng` or the global generators): how many processes share a step then decides
+    its weights too."""
+    sharded = False
+    """Whether it trains where no process has a whole weight: no hook may look at weights or gradients between
+    `phases` and `end_stage`, at either end of which the model is whole."""
     stages_apart = False
     """Whether each stage begins at the start model and leaves nothing to the next; runs with other orders share it."""
 

@@ -42,6 +42,9 @@ class DER(Method):
             more than are kept.
     """
 
+    version = 2
+    draws_in_losses = True
+
     def __init__(self, *, buffer_size: int, alpha: float, beta: float, replay_batch_size: int | None):
         if buffer_size < 1:
             raise ConfigError(f"method.buffer_size={buffer_size} must be at least 1; it is the number of rows kept.")
@@ -61,12 +64,10 @@ class DER(Method):
         self.logits: list[Tensor] = []
         self.num_seen = 0
         self._encoded: list[EncodedRow] = []
-        self._rng = Random()
 
     def begin_stage(self, ctx: StageContext) -> None:
-        """Encode the kept rows as they were when their logits were taken, and seed the draws."""
+        """Encode the kept rows as they were when their logits were taken."""
         self._encoded = ctx.encode(self.rows)
-        self._rng = Random(ctx.rng.getrandbits(64))
 
     def losses(self, ctx: StageContext, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The task's loss, and two terms on kept rows; those are 0 in the first stage."""
@@ -74,7 +75,7 @@ class DER(Method):
         if not self._encoded:
             return {"lm": loss, **{term: loss.new_zeros(()) for term in self.terms[1:]}}
         count = self.replay_batch_size or len(batch["example_ids"])
-        chosen = self._rng.sample(range(len(self.rows)), min(count, len(self.rows)))
+        chosen = ctx.rng.sample(range(len(self.rows)), min(count, len(self.rows)))
         logits, labels = ctx.label_logits(batch_of([self._encoded[index] for index in chosen], ctx.device))
         kept = torch.cat([self.logits[index].to(logits.device).float() for index in chosen])
         if kept.shape != logits.shape:

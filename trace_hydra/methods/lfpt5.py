@@ -39,7 +39,7 @@ from trace_hydra.errors import ConfigError
 from trace_hydra.methods.base import Method
 from trace_hydra.methods.distill import SoftTargets, answer_loss, kd_from_topk, labels_per_row, record_rows, soften
 from trace_hydra.methods.memory import kept_rows
-from trace_hydra.models.generate import Decoding, generate
+from trace_hydra.models.generate import Decoding
 from trace_hydra.models.prompts import virtual_tokens
 from trace_hydra.plan import Phase
 from trace_hydra.sizes import RunSize, StateSize
@@ -220,7 +220,7 @@ class LFPT5(Method):
         """Generate with the method's own settings alone: how the run decodes and scores must not change weights."""
         size = self.generate_rows * (max(map(len, ids), default=0) + limit)
         with ctx.autocast():
-            made = generate(
+            made = ctx.engine.generate(
                 ctx.model, ctx.tokenizer, ids, max_new_tokens=limit, decoding=decoding, batch_tokens=size, seed=seed
             )
         return [one.text for one in made]

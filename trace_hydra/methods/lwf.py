@@ -36,6 +36,7 @@ class LwF(Method):
         top_k: Tokens kept of each of the old model's distributions, at least 1; None keeps the whole vocabulary.
     """
 
+    sharded = True
     terms = ("lm", "lwf")
 
     def __init__(self, *, temperature: float, weight: float, top_k: int | None):

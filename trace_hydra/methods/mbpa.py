@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trace_hydra.context import StageContext, TrainTask
-from trace_hydra.data.encode import IGNORED, EncodedRow, collate
+from trace_hydra.data.batches import collate
+from trace_hydra.data.encode import IGNORED, EncodedRow
 from trace_hydra.data.task import Example
 from trace_hydra.errors import ConfigError
 from trace_hydra.methods.base import Method

@@ -46,6 +46,7 @@ class Migu(Method):
         self._layers: dict[str, nn.Linear] = {}
         self._hooks: list[Any] = []
         self._tokens: Tensor | None = None
+        self._counts = True
 
     def begin_stage(self, ctx: StageContext) -> None:
         """Hook the linear layers that train."""
@@ -60,12 +61,13 @@ class Migu(Method):
     def losses(self, ctx: StageContext, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The task's loss; the hooks count while it is computed."""
         self._tokens = batch["attention_mask"].bool()  # (batch, seq)
+        self._counts = batch.get("weight", 1.0) > 0  # not a row that only keeps processes in step
         return {"lm": ctx.lm_loss(batch)}
 
     def edit_gradients(self, ctx: StageContext) -> None:
         """Set the gradient of the neurons with the smallest magnitudes to 0."""
         for name, magnitude in self.magnitudes.items():
-            keep = mask(magnitude, self.masked)
+            keep = mask(ctx.total(magnitude), self.masked)
             for weight in (self._layers[name].weight, self._layers[name].bias):
                 if weight is not None and weight.grad is not None:
                     weight.grad[~keep] = 0.0
@@ -86,7 +88,7 @@ class Migu(Method):
         )
 
     def _count(self, name: str, module: nn.Module, arguments: Any, output: Tensor) -> None:
-        if not module.training:
+        if not module.training or not self._counts:
             return
         shares = output.detach().float().abs()  # (batch, seq, out), or (1, labels, out) at the output layer
         shares = shares / shares.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)

@@ -16,6 +16,7 @@ from trace_hydra.plan import Phase
 class MultiTask(Method):
     """Train once on the union of all tasks."""
 
+    sharded = True
     cells = "last"
     sees_all_tasks = True
     sees_num_stages = True

@@ -59,6 +59,7 @@ class ReasoningAugmented(Method):
         max_new_tokens: Most tokens of an answer with reasoning; a larger limit of the task counts instead.
     """
 
+    sharded = True
     published = MappingProxyType({"full": "RCL"})
 
     def __init__(

@@ -29,6 +29,7 @@ class Replay(RowKeeper):
         alignment: Whether the data's alignment rows (LIMA) are replayed too, from the first stage on.
     """
 
+    sharded = True
     published = MappingProxyType({"full": "Replay"})
 
     def __init__(self, *, fraction: float, when: Literal["mixed", "after"], epochs: int, alignment: bool):

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trace_hydra.context import StageContext
-from trace_hydra.data.encode import collate
+from trace_hydra.data.batches import collate
 from trace_hydra.data.task import Example
 from trace_hydra.errors import ConfigError, MethodError
 from trace_hydra.methods.attention import Head, attention_distance, choose_heads, forward, measure, seen_by

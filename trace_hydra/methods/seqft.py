@@ -14,4 +14,5 @@ from trace_hydra.methods.base import Method
 class SeqFT(Method):
     """Train on each task in turn."""
 
+    sharded = True
     published = MappingProxyType({"full": "SeqFT", "lora": "LoraSeqFT"})

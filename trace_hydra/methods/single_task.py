@@ -17,6 +17,7 @@ from trace_hydra.sizes import RunSize, StateSize
 class SingleTask(Method):
     """Train on each task as if it were the only one."""
 
+    sharded = True
     cells = "diagonal"
     sees_task_id = True
     stages_apart = True

@@ -32,6 +32,8 @@ class WiseFT(Method):
         when: "each_stage" or "answer".
     """
 
+    sharded = True
+
     def __init__(self, *, alpha: float, when: Literal["each_stage", "answer"]):
         if not 0 <= alpha <= 1:
             raise ConfigError(f"method.alpha={alpha} must be in [0, 1]; it is the weight of the fine-tuned model.")

@@ -1,6 +1,6 @@
 """Forward passes whose logits exist only where a label is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,12 +25,24 @@ def label_logits(model: nn.Module, batch: dict[str, Any], **inputs: Any) -> tupl
     Returns:
         Logits (num_labels, vocab) and their labels (num_labels,), rows of the batch one after the other.
     """
-    targets = batch["labels"][:, 1:]  # (batch, seq - 1)
-    mask = targets != IGNORED
-    given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False, **inputs}
-    with _only_positions(model, mask):
+    positions = label_positions(batch)
+    # Padded on the right, no token sees the padding in a causal model; without a mask attention has faster kernels.
+    mask = None if _is_collated(batch) else batch["attention_mask"]
+    given = {"input_ids": batch["input_ids"], "attention_mask": mask, "use_cache": False, **inputs}
+    with only_positions(model, positions), _nothing_packed():
         logits = model(**given).logits  # (1, num_labels, vocab)
-    return logits[0], targets[mask]
+    return logits[0], batch["labels"].flatten()[positions + 1]
+
+
+def label_positions(batch: Mapping[str, Any]) -> Tensor:
+    """Tell where in the flattened batch a next token with a label is predicted: (num_labels,).
+
+    A batch from `data.batches.collate` says so itself; of others the labels are searched, which waits for the device.
+    """
+    if _is_collated(batch):
+        return batch["label_positions"].index
+    has_label = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED) != IGNORED  # (batch, seq)
+    return has_label.flatten().nonzero()[:, 0]
 
 
 def lm_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
@@ -45,13 +57,20 @@ def lm_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     return F.cross_entropy(logits.float(), labels)
 
 
+def _is_collated(batch: Mapping[str, Any]) -> bool:
+    """Whether a batch is as `data.batches.collate` made it."""
+    known = batch.get("label_positions")
+    return known is not None and known.labels is batch["labels"]
+
+
 @contextmanager
-def _only_positions(model: nn.Module, mask: Tensor) -> Iterator[None]:
+def only_positions(model: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Let the output layer see some positions of the flattened batch alone: logits are then (1, positions, vocab)."""
     output_layer = model.get_output_embeddings()  # type: ignore[operator]
 
     def select(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = arguments[0]  # (batch, seq, width)
-        return (hidden[:, :-1][mask].unsqueeze(0), *arguments[1:])
+        return (hidden.flatten(0, 1).index_select(0, positions).unsqueeze(0), *arguments[1:])
 
     handle = output_layer.register_forward_pre_hook(select)
     try:
@@ -60,14 +79,26 @@ def _only_positions(model: nn.Module, mask: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def _nothing_packed() -> Iterator[None]:
+    """Keep transformers from looking for several texts in one row, which waits for the device in every pass."""
+    from transformers import masking_utils
+
+    before = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = before
+
+
 def prompt_log_likelihood(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     """Sum the log-likelihood of each row's labelled tokens: (batch,), fp32, nats, without gradient."""
     with torch.no_grad():
         logits, labels = label_logits(model, batch)
         token = -F.cross_entropy(logits.float(), labels, reduction="none")  # (num_labels,)
-        mask = batch["labels"][:, 1:] != IGNORED
-        rows = mask.nonzero()[:, 0]
-        return torch.zeros(len(mask), device=token.device).index_add(0, rows, token)
+        num_rows, width = batch["labels"].shape
+        return torch.zeros(num_rows, device=token.device).index_add(0, label_positions(batch) // width, token)
 
 
 def last_hidden_states(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:

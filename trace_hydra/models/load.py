@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from trace_hydra.errors import ConfigError, TraceHydraError, problem_list
 from trace_hydra.models import checkpoint
+from trace_hydra.models.quantization import quantization_arguments, quantization_problems
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -49,6 +50,7 @@ class Pretrained:
         parameters: int | None,
         published: str | None,
         architecture: Mapping[str, Any] | None = None,
+        quantization: str | None = None,
     ):
         """Keep the settings; reads and imports nothing.
 
@@ -64,6 +66,7 @@ class Pretrained:
             context_length: Positions the model was trained for.
             parameters: Weights in all, for the plan's estimates.
             published: The model's name in published tables, null if in none.
+            quantization: "nf4": linear layers but the output layer hold 4-bit weights, which cannot train (QLoRA).
             architecture: `model_type` and the sizes of its config.json, for `skeleton` of a Hub id.
         """
         self.name = name
@@ -78,6 +81,7 @@ class Pretrained:
         self.parameters = parameters
         self.published = published
         self.architecture = dict(architecture or {})
+        self.quantization = quantization
         self._fetched: dict[bool, Path] = {}
 
     @property
@@ -87,7 +91,7 @@ class Pretrained:
 
     def problems(self) -> list[str]:
         """List what is known to be wrong before anything is loaded."""
-        found = setting_problems(self.dtype, self.attn_implementation)
+        found = setting_problems(self.dtype, self.attn_implementation) + quantization_problems(self.quantization)
         found += checkpoint.path_problems(self.path, self.revision)
         if not found and self.folder is not None:
             found += self._format_problems(self.folder)
@@ -126,6 +130,13 @@ class Pretrained:
         with loading(self.name, self.path):
             model = self._read_model()
         return finish_model(model, self.load_tokenizer(), self.gradient_checkpointing, self.name)
+
+    def dropout(self) -> bool:
+        """Whether the checkpoint's configuration asks for dropout of any kind in training."""
+        found = self._skeleton_config().to_dict()
+        return any(
+            ("dropout" in key or "pdrop" in key) and value not in (None, False, 0) for key, value in found.items()
+        )
 
     def skeleton(self) -> "PreTrainedModel":
         """Build the model on torch's meta device: shapes and types without weights, files or network.
@@ -188,6 +199,7 @@ class Pretrained:
             trust_remote_code=self.trust_remote_code,
             use_safetensors=checkpoint.weight_files(folder)[0].suffix == ".safetensors",
             output_loading_info=True,
+            **quantization_arguments(self.quantization, self.dtype),
         )
         model, report = loaded
         if missing := sorted(report["missing_keys"]):

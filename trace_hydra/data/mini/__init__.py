@@ -40,6 +40,11 @@ class MiniData:
         self.rows = dict(rows)
         self.tasks = {task: dict(facts) for task, facts in tasks.items()}
 
+    @property
+    def sampled(self) -> bool:
+        """Whether rows depend on the seed that `load` is given."""
+        return self.seed is None
+
     def problems(self, tasks: Sequence[str]) -> list[str]:
         """List what stands in the way of `load`, one full message each; empty if nothing does."""
         found = [

@@ -1,0 +1,1 @@
+"""Timings against what a user would take instead: `python -m benchmarks.<name>`; not part of the installed package."""

@@ -1,0 +1,60 @@
+"""In-context learning with 6 demonstrations: the same engine with and without reading the shared head once.
+
+python -m benchmarks.icl --data FOLDER --rows 8 --task FOMC
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from benchmarks.common import Contender, Stopwatch, alternate, options, prepared, report
+from trace_hydra.evaluate import answer_prompts
+from trace_hydra.interrupt import Interrupts
+from trace_hydra.live import Live
+from trace_hydra.models import decode
+from trace_hydra.run import quiet
+from trace_hydra.store.entries import Store
+
+
+def answer(live: Live, shared: int, made: dict[int, list[str]]) -> Mapping[str, Any]:
+    """Answer all tasks; heads of at least `shared` tokens are read once."""
+    ctx = live.at(len(live.prepared.run.stages))
+    tokens, texts = 0, []
+    with patch.object(decode, "SHARED", shared), Stopwatch() as watch:
+        for task in live.prepared.run.tasks:
+            prompts = [row.prompt for row in live.prepared.tasks[task].test]
+            answers, used = answer_prompts(live.method, ctx, prompts, live.prepared.views[task])
+            tokens += used
+            texts += [one["raw"] for one in answers]
+    made[shared] = texts
+    return {"seconds": watch.seconds, "tokens": tokens}
+
+
+def main() -> None:
+    """Let both take turns."""
+    parser = options(__doc__ or "")
+    parser.add_argument("--task", nargs="+", default=["FOMC", "C-STANCE"])
+    arguments = parser.parse_args()
+    order = f"task_order=[{','.join(arguments.task)}]"
+    settings = ["method=icl", "trainer.precision=bf16-mixed", "capability=none", "protocol.max_prompt_tokens=4096"]
+    made: dict[int, list[str]] = {}
+    with quiet(), Interrupts() as interrupts:
+        config, parts, plan = prepared(arguments, order, *settings)
+        live = Live(config, parts, plan, Store(Path(config.paths.store)), interrupts)
+        for stage in plan.run.stages:
+            live.ensure(stage)
+        contenders = [
+            Contender("ours", partial(answer, live, decode.SHARED, made)),
+            Contender("without reuse", partial(answer, live, 10**9, made)),
+        ]
+        alternate(contenders, arguments.repeats)
+    mine, theirs = made.values()
+    different = sum(one != other for one, other in zip(mine, theirs, strict=True))
+    print(f"{len(mine)} answers, {different} differ")
+    report("6-shot in-context learning", contenders, arguments.out, answers=len(mine), different=different)
+
+
+if __name__ == "__main__":
+    main()
