@@ -227,7 +227,11 @@ def assert_trained_once(folder: Path, stages: int, distinct: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("launcher", "plugin"), [("joblib", "hydra_joblib_launcher"), ("submitit_local", "hydra_submitit_launcher")]
+    ("launcher", "plugin"),
+    [
+        ("joblib", "hydra_joblib_launcher"),
+        pytest.param("submitit_local", "hydra_submitit_launcher", marks=pytest.mark.long),
+    ],
 )
 def test_side_by_side_no_stage_is_trained_twice(tmp_path, launcher, plugin):
     pytest.importorskip(f"hydra_plugins.{plugin}")
@@ -335,7 +339,7 @@ LONG = ("budget.default_epochs=400", "evaluation=diagonal_last", "checkpoint.eve
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.long)])
 def test_a_stopped_sweep_ends_with_75_and_goes_on(tmp_path, launcher):
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")

@@ -70,7 +70,7 @@ def assert_equal(records, samples, tolerance: float):
     assert {key[2] for key in by_item} <= {"strict-match"}  # GSM8K's other filter; nothing else is left over
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_numbers_are_those_of_the_command_line_for_a_random_model(tmp_path, shared_data):
     """All 96 tasks through the task files of the package, one item each."""
     subject = random_tiny(ROOT)

@@ -30,7 +30,8 @@ def slurm(tmp_path):
     made.shut_down()
 
 
-@pytest.mark.parametrize("situation", [SITUATIONS[0], *(pytest.param(one, marks=LONG) for one in SITUATIONS[1:])])
+@LONG
+@pytest.mark.parametrize("situation", SITUATIONS)
 def test_a_requeued_job_goes_on_to_the_same_bytes(situation, whole, tmp_path):
     """Each of two jobs is hit when there are checkpoints, is requeued once, and all ends as if undisturbed."""
     said, _ = disturbed(tmp_path, situation, lambda _: checkpoints(tmp_path))

@@ -40,8 +40,8 @@ def results(folder: Path) -> dict:
     return json.loads(path.read_text())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_killed_within_a_stage_and_taken_up_to_the_same_bytes(strategy, tmp_path):
     """With dropout, so that each process draws, and the number of processes is in the key."""
     settings = [f"trainer={strategy}", "tuning=lora", "budget.default_epochs=12", "checkpoint.every_steps=3"]

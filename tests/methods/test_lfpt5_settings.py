@@ -72,12 +72,12 @@ def test_kl_direction_value_and_weights_by_hand():
 def test_without_any_pseudo_row_the_stage_teaches_its_own(tmp_path, caplog):
     """A model that writes nothing: two warnings in stage 2, three in stage 3, finite terms, no row made."""
 
-    def nothing(model, tokenizer, prompts, **settings):
+    def nothing(engine, model, tokenizer, prompts, **settings):
         return [Generated("", len(ids), 1, True) for ids in prompts]
 
     taught = {}
     with (
-        patch("trace_hydra.methods.lfpt5.generate", nothing),
+        patch("trace_hydra.engines.hf.HF.generate", nothing),
         caplog.at_level(logging.WARNING, "trace_hydra.methods.lfpt5"),
     ):
         run = watched(tmp_path, at_begin=lambda method, ctx: taught.update({ctx.stage.index: set(method.targets)}))

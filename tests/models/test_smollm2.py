@@ -95,6 +95,7 @@ def test_smollm2_works_without_a_writable_cache(stand_in, tmp_path, caplog):
 
 
 @pytest.mark.weights
+@pytest.mark.long
 def test_smollm2_itself(tmp_path):
     """The real weights: cached copy equals the GGUF, is saved and reloaded, knows the capital of France."""
     source = build("smollm2", cache_dir=str(tmp_path / "store"))
