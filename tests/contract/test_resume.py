@@ -86,14 +86,13 @@ def test_a_run_killed_between_stages_ends_with_the_same_bytes(name, tmp_path):
     run = run_tiny(tmp_path, settings(name))
     whole = outcome(tmp_path)
     store = tmp_path / "store"
-    for row in (3, 2):
-        for stage in run.results["stages"][row - 1 :]:
-            shutil.rmtree(store / "stages" / stage["key"])
-        for manifest in (store / "answers").glob("*/manifest.json"):
-            if json.loads(manifest.read_text())["facts"]["row"] >= row:
-                shutil.rmtree(manifest.parent)
-        run_tiny(tmp_path, settings(name))
-        assert outcome(tmp_path) == whole, f"from stage {row - 1}"
+    for stage in run.results["stages"][1:]:
+        shutil.rmtree(store / "stages" / stage["key"])
+    for manifest in (store / "answers").glob("*/manifest.json"):
+        if json.loads(manifest.read_text())["facts"]["row"] > 1:
+            shutil.rmtree(manifest.parent)
+    run_tiny(tmp_path, settings(name))
+    assert outcome(tmp_path) == whole
 
 
 @pytest.mark.parametrize(

