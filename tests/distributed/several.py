@@ -32,7 +32,7 @@ def watch_step(module, optimizer):
     edit(module, optimizer)
 
 
-StageModule.training_step, StageModule.on_before_optimizer_step = watch_rows, watch_step  # type: ignore[assignment]
+StageModule.training_step, StageModule.on_before_optimizer_step = watch_rows, watch_step  # type: ignore[assignment]  # watched from outside
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

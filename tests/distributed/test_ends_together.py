@@ -16,7 +16,7 @@ from processes import SETTINGS, codes, run, said, start
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(ROOT / "tests" / "soak"))
-from soak import outcome  # type: ignore[attr-defined]
+from soak import outcome  # type: ignore[attr-defined]  # a script, found by the path above
 
 FAILING = str(Path(__file__).with_name("failing.py"))
 
