@@ -23,8 +23,8 @@ def records(path: Path) -> list[Any]:
             place += BLOCK - place % BLOCK
             continue
         _, length, kind = struct.unpack("<IHB", data[place : place + HEADER])
-        if kind not in (FULL, FIRST, MIDDLE, LAST):
-            break
+        if kind not in (FULL, FIRST, MIDDLE, LAST) or place + HEADER + length > len(data):
+            break  # the rest is being written
         chunk = data[place + HEADER : place + HEADER + length]
         parts = chunk if kind in (FULL, FIRST) else parts + chunk
         place += HEADER + length
