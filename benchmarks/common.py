@@ -29,6 +29,8 @@ class Contender:
     name: str
     run: Callable[[], Mapping[str, Any]]
     """Does the work; returns at least `seconds`, of the part that counts, and `tokens`, useful ones."""
+    warm_up: Callable[[], Any] = lambda: None
+    """Runs before the first turn and does not count."""
     samples: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property
@@ -66,6 +68,8 @@ def prepared(arguments: argparse.Namespace, *overrides: str) -> tuple[Any, build
 
 def alternate(contenders: Sequence[Contender], repeats: int) -> None:
     """Let contenders take turns, A B then B A, so that a machine that slows down does so for all."""
+    for contender in contenders:
+        contender.warm_up()
     for turn in range(repeats):
         for contender in contenders if turn % 2 == 0 else reversed(contenders):
             sample = contender.run()

@@ -3,24 +3,26 @@
     python -m benchmarks.evaluation --data FOLDER --rows 4 --tasks 8
 
 Trains through the tasks once (or takes the stages from the store), then answers every cell of the lower triangle in
-each way, greedily, with the same weights in bf16 and at most 512 new tokens. Answers are compared with ours; where they
-part, the margin between the two most likely tokens says whether it was a tie. lm-eval comes from the extra `general`.
+each way, greedily, with the same weights in bf16 and at most 512 new tokens; who goes first changes from cell to cell.
+Answers are compared with ours: where they part, the difference of the two next tokens' logits in fp32 says whether it
+was a tie. lm-eval comes from the extra `general`.
 """
 
+import copy
 import importlib.util
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.common import Contender, Stopwatch, options, prepared, report
-from trace_hydra import run as main_path
 from trace_hydra.context import StageContext, TrainTask
 from trace_hydra.interrupt import Interrupts
 from trace_hydra.live import Live
+from trace_hydra.run import quiet
 from trace_hydra.store.entries import Store
 
 OFFICIAL_ROWS = 4
@@ -72,69 +74,93 @@ def harness(live: Live, ctx: StageContext, view: TrainTask, prompts: Sequence[st
         return lm.generate_until(requests, disable_tqdm=True)
 
 
-def cells(arguments: Any) -> tuple[dict[str, list[float]], dict[str, list[list[str]]], int, Any]:
-    """Answer every cell in each way, one after the other: seconds and answers by contender; tokens; where."""
-    ways: dict[str, Answer] = {"ours": ours, "TRACE's code": official}
-    if importlib.util.find_spec("lm_eval"):
-        ways["lm-eval"] = harness
-    names = f"[{','.join(TASKS[: arguments.tasks])}]"
-    settings = [
-        f"task_order={names}", "protocol=official", "protocol.decoding.do_sample=false", "protocol.truncation=middle",
-        "protocol.special_tokens=text", "trainer.precision=bf16-true", "capability=none", "evaluation=diagonal_last",
-        "evaluation.cells=diagonal_last",
-    ]  # fmt: skip
-    config, parts, plan = prepared(arguments, *settings)
-    store = Store(Path(config.paths.store))
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    answers: dict[str, list[list[str]]] = {name: [] for name in ways}
-    tokens = 0
+def matrix(arguments: Any, overrides: Sequence[str]) -> Iterator[tuple[Live, StageContext, TrainTask, list[str]]]:
+    """Bring the model to the state of each row; yield the row's cells and their prompts."""
+    config, parts, plan = prepared(arguments, *overrides)
     with Interrupts() as interrupts:
-        live = Live(config, parts, plan, store, interrupts)
+        live = Live(config, parts, plan, Store(Path(config.paths.store)), interrupts)
         for stage in plan.run.stages:
             live.ensure(stage)
         for stage in plan.run.stages:
             ctx = live.at(stage.index)
             ctx.model.to(ctx.device).eval()  # type: ignore[arg-type]
             for task in plan.run.tasks[: stage.index]:
-                view, prompts = plan.views[task], [row.prompt for row in plan.tasks[task].test]
-                for name, answer in ways.items():
-                    with Stopwatch() as watch:
-                        made = answer(live, ctx, view, prompts)
-                    seconds[name].append(watch.seconds)
-                    answers[name].append(made)
-                tokens += sum(len(one) for one in ctx.encoder.text_ids(answers["ours"][-1]))
-                row = ", ".join(f"{name} {values[-1]:.1f} s" for name, values in seconds.items())
-                print(f"  row {stage.index}, {task}: {row}", flush=True)
-    return seconds, answers, tokens, ctx
+                yield live, ctx, plan.views[task], [row.prompt for row in plan.tasks[task].test]
 
 
-TASKS = ("C-STANCE", "FOMC", "MeetingBank", "Py150", "ScienceQA", "NumGLUE-cm", "NumGLUE-ds", "20Minuten")
+def parting(ctx: StageContext, exact: Any, prompt: str, view: TrainTask, texts: tuple[str, str]) -> float:
+    """How far apart two answers' logits are in fp32 where the answers part; 0 is a tie.
+
+    Args:
+        exact: The model in fp32.
+    """
+    mine, other = (list(map(int, ids)) for ids in ctx.encoder.text_ids(list(texts)))
+    end = ctx.encoder.end_id
+    at = next(at for at, (one, two) in enumerate(zip_longest(mine, other)) if one != two)
+    (head,), _ = ctx.encoder.prompts([prompt], view.instruction)
+    ids = torch.tensor([[*map(int, head), *mine[:at]]], device=ctx.device)
+    with torch.inference_mode():
+        logits = exact(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
+    one, two = (tokens[at] if at < len(tokens) else end for tokens in (mine, other))
+    return float(logits[one] - logits[two])
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Time every cell."""
     parser = options(__doc__ or "")
     parser.add_argument("--tasks", type=int, default=8, help="tasks of the order: T (T + 1) / 2 cells")
-    arguments = parser.parse_args()
-    with main_path.quiet(), tempfile.TemporaryDirectory():
-        seconds, answers, tokens, _ = cells(arguments)
-    contenders = []
-    for name, values in seconds.items():
-        contender = Contender(name, partial(dict))
-        contender.samples = [{"seconds": sum(values), "tokens": tokens}]
-        contenders.append(contender)
-    different = {
-        name: sum(
-            a != b
-            for mine, theirs in zip(answers["ours"], made, strict=True)
-            for a, b in zip(mine, theirs, strict=True)
-        )
-        for name, made in answers.items()
-    }
-    total = sum(map(len, answers["ours"]))
-    print(f"{len(seconds['ours'])} cells, {total} answers; other than ours: {different}")
-    facts: Mapping[str, Any] = {"cells": {name: values for name, values in seconds.items()}, "different": different}
-    report(f"matrix of {len(seconds['ours'])} cells", contenders, arguments.out, **facts)
+    arguments = parser.parse_args(argv)
+    ways: dict[str, Answer] = {"ours": ours, "TRACE's code": official}
+    if importlib.util.find_spec("lm_eval"):
+        ways["lm-eval"] = harness
+    contenders = {name: Contender(name, partial(dict)) for name in ways}
+    parted: dict[str, list[float]] = {name: [] for name in ways}
+    with quiet():
+        for cell, (live, ctx, view, prompts) in enumerate(matrix(arguments, settings(arguments.tasks))):
+            made: dict[str, list[str]] = {}
+            seconds: dict[str, float] = {}
+            if cell == 0:
+                for answer in ways.values():
+                    answer(live, ctx, view, prompts[:1])
+            for name in list(ways) if cell % 2 == 0 else reversed(ways):
+                with Stopwatch() as watch:
+                    made[name] = ways[name](live, ctx, view, prompts)
+                seconds[name] = watch.seconds
+            tokens = sum(map(len, ctx.encoder.text_ids(made["ours"]))) + len(prompts)  # an end token each
+            for name, one in contenders.items():
+                one.samples.append({"seconds": seconds[name], "tokens": tokens, "cell": [ctx.stage.index, view.name]})
+            times = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+            print(f"  row {ctx.stage.index}, {view.name}, {tokens} tokens: {times}", flush=True)
+            exact = None
+            for name, texts in made.items():
+                for prompt, one, other in zip(prompts, made["ours"], texts, strict=True):
+                    if one != other:
+                        exact = exact or copy.deepcopy(ctx.model).float()
+                        parted[name].append(parting(ctx, exact, prompt, view, (one, other)))
+    show(list(contenders.values()), parted, len(contenders["ours"].samples), arguments)
+
+
+def show(contenders: Sequence[Contender], parted: dict[str, list[float]], cells: int, arguments: Any) -> None:
+    """Print ratios of all cells together, and where answers part."""
+    totals = {one.name: sum(sample["seconds"] for sample in one.samples) for one in contenders}
+    for name, margins in parted.items():
+        widest = max(map(abs, margins), default=0.0)
+        print(f"{name}: {totals[name]:.1f} s, {totals[name] / totals['ours']:.2f} x ours; {len(margins)} answers are")
+        print(f"  other than ours, and part where logits differ by at most {widest:.3f}")
+    title = f"matrix of {cells} cells, median and spread over cells"
+    report(title, contenders, arguments.out, seconds=totals, parted=parted)
+
+
+def settings(tasks: int) -> list[str]:
+    """Give the overrides: TRACE's first tasks, greedily, in bf16."""
+    return [
+        f"task_order=[{','.join(TASKS[:tasks])}]", "protocol=official", "protocol.decoding.do_sample=false",
+        "protocol.truncation=middle", "protocol.special_tokens=text", "trainer.precision=bf16-true", "capability=none",
+        "evaluation=diagonal_last", "evaluation.cells=diagonal_last",
+    ]  # fmt: skip
+
+
+TASKS = ("C-STANCE", "FOMC", "MeetingBank", "Py150", "ScienceQA", "NumGLUE-cm", "NumGLUE-ds", "20Minuten")
 
 
 if __name__ == "__main__":

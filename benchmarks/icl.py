@@ -3,7 +3,7 @@
 python -m benchmarks.icl --data FOLDER --rows 8 --task FOMC
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,23 +32,21 @@ def answer(live: Live, shared: int, made: dict[int, list[str]]) -> Mapping[str, 
     return {"seconds": watch.seconds, "tokens": tokens}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Let both take turns."""
     parser = options(__doc__ or "")
     parser.add_argument("--task", nargs="+", default=["FOMC", "C-STANCE"])
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     order = f"task_order=[{','.join(arguments.task)}]"
-    settings = ["method=icl", "trainer.precision=bf16-mixed", "capability=none", "protocol.max_prompt_tokens=4096"]
+    settings = ["method=icl", "trainer.precision=bf16-mixed", "capability=none", "protocol.max_prompt_tokens=3584"]
     made: dict[int, list[str]] = {}
     with quiet(), Interrupts() as interrupts:
         config, parts, plan = prepared(arguments, order, *settings)
         live = Live(config, parts, plan, Store(Path(config.paths.store)), interrupts)
         for stage in plan.run.stages:
             live.ensure(stage)
-        contenders = [
-            Contender("ours", partial(answer, live, decode.SHARED, made)),
-            Contender("without reuse", partial(answer, live, 10**9, made)),
-        ]
+        with_reuse, without = partial(answer, live, decode.SHARED, made), partial(answer, live, 10**9, made)
+        contenders = [Contender("ours", with_reuse, with_reuse), Contender("without reuse", without)]
         alternate(contenders, arguments.repeats)
     mine, theirs = made.values()
     different = sum(one != other for one, other in zip(mine, theirs, strict=True))

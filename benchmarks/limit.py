@@ -10,6 +10,7 @@ for an adapter), and causal attention, 2 s h a token and layer forward (`trace_h
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -80,8 +81,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with quiet():
         bench = Bench(arguments)
         limits = [matrix_rate(bench.device)]
-        ours(bench)  # warm
-        training = [useful_flops(bench, training=True) / ours(bench)["seconds"] for _ in range(arguments.repeats)]
+        ours(bench, bench.rows)  # warm
+        training = [
+            useful_flops(bench, training=True) / ours(bench, bench.rows)["seconds"] for _ in range(arguments.repeats)
+        ]
         reading = [useful_flops(bench, training=False) / read(bench) for _ in range(arguments.repeats)]
         limits.append(matrix_rate(bench.device))
     limit = max(limits)
@@ -94,11 +97,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = options(__doc__ or "")
     parser.add_argument("--tuning", default="full", help="full or lora")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     found = measure(arguments)
     table = Table(title=f"share of the limit, {found['limit_gflops']:.0f} GFLOP/s bf16", title_justify="left")
     for column in ("", "GFLOP/s", "share"):

@@ -3,8 +3,9 @@
     python -m benchmarks.training --data FOLDER --rows 4 --tuning full
 
 All train the same rows (the same ids and labels) once with the same optimizer and rows a step, from the same weights,
-in bf16 autocast without gradient checkpointing. Counted are prompt and answer tokens without padding. TRL comes from
-the extra `benchmarks`; without it its lines are left out.
+in bf16 autocast without gradient checkpointing. Counted are prompt and answer tokens without padding. Before the turns
+each takes one step on the eight longest rows, which warms it up; the losses of that step say whether all train the
+same. TRL comes from the extra `benchmarks`; without it its lines are left out.
 """
 
 import copy
@@ -43,7 +44,7 @@ class Bench:
         for task in self.plan.tasks.values():
             self.rows += self.plan.encoder.pairs(task.train, task.instruction)
         Random(0).shuffle(self.rows)
-        self.tokens = sum(len(row.ids) for row in self.rows)
+        self.tokens = num_tokens(self.rows)
         self.start = self.parts.model.load()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -59,7 +60,7 @@ class Bench:
         return self.parts.optimizer([weight for weight in model.parameters() if weight.requires_grad])
 
 
-def ours(bench: Bench) -> Mapping[str, Any]:
+def ours(bench: Bench, rows: Sequence[EncodedRow]) -> Mapping[str, Any]:
     """One phase of a stage, as the framework trains it."""
     model = bench.model()
     ctx = StageContext(
@@ -67,30 +68,30 @@ def ours(bench: Bench) -> Mapping[str, Any]:
         device=torch.device(bench.device), decoding=Decoding(False, 1.0, 1.0), batch_tokens=4096, instructions={},
         alignment=(), epochs_of=lambda task: 1, generation_seed=0, data_seed=0, autocast=lambda: None, total_stages=1,
     )  # fmt: skip
-    ctx.stage = Stage(1, "mixture", len(bench.rows), 1, 1, bench.tokens, "")
-    steps = -(-len(bench.rows) // ROWS_A_STEP)
+    ctx.stage = Stage(1, "mixture", len(rows), 1, 1, num_tokens(rows), "")
+    steps = -(-len(rows) // ROWS_A_STEP)
     module = StageModule(
         method=Method(), ctx=ctx, phase=Phase("task", (), 1), optimizer=bench.parts.optimizer, schedule="constant",
         warmup_steps=0, total_steps=steps, clip_norm=1.0,
     )  # fmt: skip
-    batches = TrainBatches(bench.rows, batch_size=ROWS_A_STEP, micro_batch_size=ROWS_A_STEP, seed="0")
+    batches = TrainBatches(rows, batch_size=ROWS_A_STEP, micro_batch_size=ROWS_A_STEP, seed="0")
     trainer = Trainer(
         accelerator="auto", devices=1, precision="bf16-mixed", max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
     )  # fmt: skip
     with Stopwatch() as watch:
         trainer.fit(module, batches)  # type: ignore[arg-type]
-    return {"seconds": watch.seconds, "tokens": bench.tokens, "loss": module.readings.means}
+    return {"seconds": watch.seconds, "tokens": num_tokens(rows), "loss": module.readings.means["lm"]}
 
 
-def official(bench: Bench) -> Mapping[str, Any]:
+def official(bench: Bench, rows: Sequence[EncodedRow]) -> Mapping[str, Any]:
     """TRACE's loop: batches of 4 in random order, padded on the left to the longest, logits everywhere.
 
     training/main.py and utils/data/data_collator.py at 462e39f; two micro-batches a step, so that steps are alike.
     """
     model = bench.model()
     optimizer = bench.optimizer(model)
-    order = list(bench.rows)
+    order, losses = list(rows), []
     Random(1).shuffle(order)
     with Stopwatch() as watch:
         for step in range(0, len(order), ROWS_A_STEP):
@@ -99,12 +100,12 @@ def official(bench: Bench) -> Mapping[str, Any]:
                 batch = {key: value.to(bench.device) for key, value in left_padded(group[start : start + 4]).items()}
                 with torch.autocast(bench.device, torch.bfloat16):
                     loss = model(**batch, use_cache=False).loss
-                loss.item()  # logged after every micro-batch
+                losses.append(loss.item())  # logged after every micro-batch
                 (loss * OFFICIAL_ROWS / ROWS_A_STEP).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-    return {"seconds": watch.seconds, "tokens": bench.tokens}
+    return {"seconds": watch.seconds, "tokens": num_tokens(rows), "loss": sum(losses) / len(losses)}
 
 
 def left_padded(rows: Sequence[EncodedRow]) -> dict[str, torch.Tensor]:
@@ -119,12 +120,17 @@ def left_padded(rows: Sequence[EncodedRow]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def dataset(bench: Bench) -> Any:
+def num_tokens(rows: Sequence[EncodedRow]) -> int:
+    """Count tokens without padding."""
+    return sum(len(row.ids) for row in rows)
+
+
+def dataset(rows: Sequence[EncodedRow]) -> Any:
     """The rows as trainers take them."""
     from datasets import Dataset
 
-    rows = [(row.ids.tolist(), [IGNORED] * row.num_prompt + row.ids[row.num_prompt :].tolist()) for row in bench.rows]
-    return Dataset.from_list([{"input_ids": ids, "labels": labels} for ids, labels in rows])
+    pairs = [(row.ids.tolist(), [IGNORED] * row.num_prompt + row.ids[row.num_prompt :].tolist()) for row in rows]
+    return Dataset.from_list([{"input_ids": ids, "labels": labels} for ids, labels in pairs])
 
 
 def settings(folder: str) -> dict[str, Any]:
@@ -137,7 +143,7 @@ def settings(folder: str) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def hf(bench: Bench) -> Mapping[str, Any]:
+def hf(bench: Bench, rows: Sequence[EncodedRow]) -> Mapping[str, Any]:
     """The HF Trainer with batches of similar lengths."""
     from transformers import DataCollatorForSeq2Seq, TrainingArguments
     from transformers import Trainer as HfTrainer
@@ -147,57 +153,70 @@ def hf(bench: Bench) -> Mapping[str, Any]:
         trainer = HfTrainer(
             model=model,
             args=TrainingArguments(**settings(folder), train_sampling_strategy="group_by_length"),
-            train_dataset=dataset(bench),
+            train_dataset=dataset(rows),
             data_collator=DataCollatorForSeq2Seq(bench.plan.tokenizer, padding=True),
             optimizers=(bench.optimizer(model), None),
         )
         with Stopwatch() as watch:
-            trainer.train()
-    return {"seconds": watch.seconds, "tokens": bench.tokens}
+            done = trainer.train()
+    return {"seconds": watch.seconds, "tokens": num_tokens(rows), "loss": done.training_loss}
 
 
-def trl(bench: Bench, *, packing: bool) -> Mapping[str, Any]:
+def trl(bench: Bench, rows: Sequence[EncodedRow], *, packing: bool) -> Mapping[str, Any]:
     """TRL's SFTTrainer, rows padded in batches of similar lengths, or packed."""
     from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found]  # an extra
 
     model = bench.model()
-    longest = max(len(row.ids) for row in bench.rows)
+    longest = max(len(row.ids) for row in rows)
     own = settings("")
     if packing:  # as many tokens a step as eight rows have on average
-        own["per_device_train_batch_size"] = max(1, round(ROWS_A_STEP * bench.tokens / len(bench.rows) / longest))
+        own["per_device_train_batch_size"] = max(1, round(ROWS_A_STEP * num_tokens(rows) / len(rows) / longest))
     else:
         own["train_sampling_strategy"] = "group_by_length"
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
             model=model,
             args=SFTConfig(**{**own, "output_dir": folder}, packing=packing, max_length=longest),
-            train_dataset=dataset(bench),
+            train_dataset=dataset(rows),
             processing_class=bench.plan.tokenizer,
             optimizers=(bench.optimizer(model), None),
         )
         with Stopwatch() as watch:
-            trainer.train()
-    return {"seconds": watch.seconds, "tokens": bench.tokens}
+            done = trainer.train()
+    return {"seconds": watch.seconds, "tokens": num_tokens(rows), "loss": done.training_loss}
 
 
-def main() -> None:
+WAYS: Mapping[str, Any] = {
+    "ours": ours,
+    "TRL packed": partial(trl, packing=True),
+    "TRL padded": partial(trl, packing=False),
+    "HF Trainer": hf,
+    "TRACE's code": official,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Let all take turns."""
     parser = options(__doc__ or "")
     parser.add_argument("--tuning", default="full", help="full or lora")
-    parser.add_argument("--only", nargs="*", help="names of contenders")
-    arguments = parser.parse_args()
+    parser.add_argument("--only", nargs="*", choices=[name for name in WAYS if name != "ours"], help="contenders")
+    arguments = parser.parse_args(argv)
+    losses: dict[str, float] = {}
     with quiet():
         bench = Bench(arguments)
-        contenders = [Contender("ours", partial(ours, bench))]
-        if importlib.util.find_spec("trl"):
-            contenders += [Contender("TRL packed", partial(trl, bench, packing=True))]
-            contenders += [Contender("TRL padded", partial(trl, bench, packing=False))]
-        contenders += [Contender("HF Trainer", partial(hf, bench)), Contender("TRACE's code", partial(official, bench))]
-        if arguments.only:
-            contenders = [one for one in contenders if one.name in ("ours", *arguments.only)]
+        longest = sorted(bench.rows, key=lambda row: len(row.ids))[-ROWS_A_STEP:]
+
+        def step(name: str) -> None:
+            losses[name] = WAYS[name](bench, longest)["loss"]
+
+        names = ["ours", *(arguments.only if arguments.only is not None else list(WAYS)[1:])]
+        if not importlib.util.find_spec("trl"):
+            names = [name for name in names if not name.startswith("TRL")]
+        contenders = [Contender(name, partial(WAYS[name], bench, bench.rows), partial(step, name)) for name in names]
         alternate(contenders, arguments.repeats)
+    print("loss of one step on the same rows: " + ", ".join(f"{name} {loss:.5f}" for name, loss in losses.items()))
     shape = f"{len(bench.rows)} rows, {bench.tokens:,} tokens, {ROWS_A_STEP} rows a step"
-    report(f"training, tuning={arguments.tuning}: {shape}", contenders, arguments.out)
+    report(f"training, tuning={arguments.tuning}: {shape}", contenders, arguments.out, losses=losses)
 
 
 if __name__ == "__main__":

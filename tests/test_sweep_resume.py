@@ -354,7 +354,7 @@ def test_a_stopped_sweep_ends_with_75_and_goes_on(tmp_path, launcher):
     assert again.returncode == 0 and len(finished(tmp_path)) == 3, again.stdout + again.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_worker_does_not_take_the_sweep_along(tmp_path):
     """joblib gives up all jobs when the process of one dies; they go on from their checkpoints in a second round."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")

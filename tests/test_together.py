@@ -69,7 +69,7 @@ def test_the_same_command_twice_at_once_trains_once(tmp_path):
     assert not list((tmp_path / "store" / "locks").iterdir()) and not list((tmp_path / "store" / "drafts").iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_start_model_answers_once_for_four_methods(tmp_path):
     """Row 0 has two cells and a capability set; every other cell belongs to its method."""
     methods = ("seqft", "ewc", "replay", "lwf")

@@ -1,18 +1,21 @@
 """Command lines without the seconds that imports take: a process that has imported everything forks for each.
 
 Each command is a process of its own, with its own arguments, environment, working directory, output and exit status.
-What is read from the environment while a package is imported is as in the first process. Tests of start-up, of signals
-and of kills start a fresh interpreter instead.
+What is read from the environment while a package is imported is as in the first process. Tests of start-up and of
+signals start a fresh interpreter instead.
 """
 
+import contextlib
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,9 +24,17 @@ FIRST = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def run_module(
-    module: str, *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+    module: str,
+    *arguments: object,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+    limit_s: float | None = None,
 ) -> subprocess.CompletedProcess:
-    """Do what `subprocess.run([sys.executable, "-m", module, ...], capture_output=True, text=True)` does."""
+    """Do what `subprocess.run([sys.executable, "-m", module, ...], capture_output=True, text=True)` does.
+
+    Args:
+        limit_s: Seconds after which the process and all of its group are killed (SIGKILL); its status is then -9.
+    """
     given = [str(one) for one in arguments]
     server = _server()
     assert server.stdin is not None and server.stdout is not None
@@ -35,8 +46,18 @@ def run_module(
         }  # fmt: skip
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
+        pid = json.loads(server.stdout.readline())
+        killer = Timer(limit_s or 0, _kill, [pid])
+        if limit_s is not None:
+            killer.start()
         status = json.loads(server.stdout.readline())
+        killer.cancel()
         return subprocess.CompletedProcess([module, *given], status, out.read_text(), err.read_text())
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 @functools.cache
@@ -53,6 +74,7 @@ def serve() -> dict[str, Any]:
         request = json.loads(line)
         if (child := os.fork()) == 0:
             return request
+        print(child, flush=True)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
     sys.exit()

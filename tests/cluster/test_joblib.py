@@ -53,7 +53,7 @@ def test_processes_take_different_devices_and_give_them_back_when_they_end(tmp_p
             process.communicate()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_threads_are_divided_among_the_processes(tmp_path):
     """Two processes where the user says nothing of threads: each has half of the cores, one at least."""
     import joblib

@@ -1,7 +1,7 @@
 """Methods that edit gradients or weights give the same weights however a step's rows are dealt into micro-batches."""
 
 import pytest
-from conftest import ROOT, compose_config, run_tiny
+from conftest import ROOT, compose_config, method_node, run_tiny
 
 from trace_hydra.methods.base import Method
 from trace_hydra.targets import locate
@@ -15,7 +15,7 @@ SETTINGS = [
 
 
 def edits(name: str) -> bool:
-    method = locate(compose_config([f"method={name}"]).method._target_)
+    method = locate(method_node(name)._target_)
     return any(getattr(method, hook) is not getattr(Method, hook) for hook in ("edit_gradients", "after_step"))
 
 

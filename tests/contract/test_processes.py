@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALLER, compose_config, run_tiny
+from conftest import ROOT, SMALLER, compose_config, method_node, run_tiny
 
 from trace_hydra import build, inputs, ranks
 from trace_hydra.methods.base import Method
@@ -17,7 +17,7 @@ METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")
 
 
 def kind(name: str) -> type[Method]:
-    return locate(compose_config([f"method={name}"]).method._target_)
+    return locate(method_node(name)._target_)
 
 
 def settings(name: str) -> list[str]:

@@ -1,7 +1,7 @@
 """What a method cannot do is refused before any row, tokenizer or model is loaded, with the key and its value."""
 
 import pytest
-from conftest import ROOT, compose_config, run_tiny
+from conftest import ROOT, compose_config, method_node, run_tiny
 from omegaconf import OmegaConf
 
 from trace_hydra import build
@@ -12,7 +12,7 @@ METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")
 
 
 def numbers(name: str) -> list[str]:
-    node = OmegaConf.to_container(compose_config([f"method={name}"]).method)
+    node = OmegaConf.to_container(method_node(name))
     return [str(key) for key, value in node.items() if isinstance(value, (int, float)) and not isinstance(value, bool)]  # type: ignore[union-attr]
 
 

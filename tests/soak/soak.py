@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ SETTINGS = [
 CLOCKS = ("wall_clock_s", "seconds", "plain_step_s", "step_ratio")
 """Fields of results.json that a clock decides."""
 KILLS_A_RUN = 6
+Run = Callable[[list[str], float | None], int | None]
 PHASES = ("start", "row 0", "stage 1", "stage 2", "stage 3", "after the last stage")
 
 
@@ -89,8 +91,13 @@ def run(arguments: list[str], limit_s: float | None) -> int | None:
     return process.returncode
 
 
-def soak(method: str, kills: int, seed: int, extra: list[str]) -> dict[str, Any]:
-    """Compare a run that is killed again and again with one that is not."""
+def soak(method: str, kills: int, seed: int, extra: list[str], run: Run = run, imports: float = 0.33) -> dict[str, Any]:
+    """Compare a run that is killed again and again with one that is not.
+
+    Args:
+        run: Runs a command, and kills it behind a limit.
+        imports: The share of a run's time that is not worth a kill.
+    """
     folder = Path(tempfile.mkdtemp(prefix=f"soak-{method}-"))
     drawn = random.Random(f"{seed}-{method}")
     try:
@@ -105,7 +112,7 @@ def soak(method: str, kills: int, seed: int, extra: list[str]) -> dict[str, Any]
             target = folder / f"killed-{finished}"
             for _ in range(min(KILLS_A_RUN, kills - done)):
                 fresh, begun = not target.exists(), time.monotonic()
-                status = run(command(method, target, extra), drawn.uniform(0.33, 1.0) * whole_s)
+                status = run(command(method, target, extra), drawn.uniform(imports, 1.0) * whole_s)
                 if status is None:
                     done += 1
                     seen[phase_of(target)] += 1
