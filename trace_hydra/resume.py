@@ -190,6 +190,7 @@ class StageCheckpoints(Callback):
     def save(self, lightning: dict[str, Any]) -> None:
         """Publish a checkpoint; `lightning` is what its Trainer dumps."""
         lightning = {key: value for key, value in lightning.items() if key not in ("state_dict", "callbacks")}
+        _count_epochs(lightning)
         progress = {**asdict(self.progress), "seconds": self.seconds()}
         plain, tensors = tree.pack(
             {
@@ -303,6 +304,17 @@ class _Io(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         """Leave removal to the owner."""
+
+
+def _count_epochs(lightning: dict[str, Any]) -> None:
+    """Say that the epoch under way was begun.
+
+    A Trainer that was taken up at the end of an epoch counts one begun epoch too few from then on. Taken up again at
+    the end of the last one, it would believe that one still to come.
+    """
+    over = lightning["epoch"]
+    counts = {"ready": over + 1, "started": over + 1, "processed": over, "completed": over}
+    lightning["loops"]["fit_loop"]["epoch_progress"] = {"total": counts, "current": dict(counts)}
 
 
 def check_finite(what: str, tensors: Mapping[str, Tensor], stage: Stage, when: str) -> None:

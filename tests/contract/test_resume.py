@@ -107,6 +107,7 @@ def test_a_run_killed_between_stages_ends_with_the_same_bytes(name, tmp_path):
     ids=lambda one: "_".join(one),
 )
 def test_a_killed_run_with_other_settings(overrides, tmp_path):
+    """Killed behind the last step of an epoch, of the next, in the middle of an epoch, and behind a last step again."""
     run_tiny(tmp_path / "whole", [*overrides, *SETTINGS])
-    kills = sum(run_killed(tmp_path / "killed", [*overrides, *SETTINGS], after) for after in (3, 4, 100))
-    assert kills == 2 and outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+    kills = sum(run_killed(tmp_path / "killed", [*overrides, *SETTINGS], after) for after in (2, 2, 3, 1, 100))
+    assert kills == 4 and outcome(tmp_path / "killed") == outcome(tmp_path / "whole")

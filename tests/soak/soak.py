@@ -2,9 +2,11 @@
 
     python tests/soak/soak.py --methods seqft replay ewc olora --kills 50 --seed 0
 
-A point is a moment drawn evenly from the last two thirds of the time that the whole run takes (the first third only
-imports); after each kill the same command is given again, with the next point. After six kills, or when the kills are
-used up, it runs to its end. Not a test of the fast suite; `test_soak.py` runs a short form.
+A point is a moment drawn evenly from the time that the whole run takes; after each kill the same command is given
+again, with the next point. After six kills, or when the kills are used up, it runs to its end. The processes are forked
+from one that has imported everything, so that every point falls into work; with --interpreters each is a fresh
+interpreter, and points come from the last two thirds of its time. Not a test of the fast suite; `test_soak.py` runs a
+short form.
 """
 
 import argparse
@@ -24,6 +26,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+from zygote import run_module  # noqa: E402
+
 SETTINGS = [
     "debug=smoke", "logger=csv", "task_order=[FOMC,NumGLUE-cm,20Minuten]", "data.rows.train=8", "data.rows.test=3",
     "budget.default_epochs=20", "checkpoint.every_steps=5", "protocol.decoding.max_new_tokens=4",
@@ -32,7 +37,6 @@ SETTINGS = [
 CLOCKS = ("wall_clock_s", "seconds", "plain_step_s", "step_ratio")
 """Fields of results.json that a clock decides."""
 KILLS_A_RUN = 6
-Run = Callable[[list[str], float | None], int | None]
 PHASES = ("start", "row 0", "stage 1", "stage 2", "stage 3", "after the last stage")
 
 
@@ -74,6 +78,14 @@ def phase_of(folder: Path) -> str:
     return PHASES[1] if (folder / "store" / "answers").is_dir() else PHASES[0]
 
 
+def fork(arguments: list[str], limit_s: float | None) -> int | None:
+    """Run a command in a process that has imported everything, and kill it behind `limit_s`; returns the status."""
+    done = run_module(*arguments[2:], limit_s=limit_s)
+    if done.returncode > 0:
+        print(done.stdout[-3000:], done.stderr[-3000:])
+    return None if done.returncode == -signal.SIGKILL else done.returncode
+
+
 def run(arguments: list[str], limit_s: float | None) -> int | None:
     """Run a command in a process group of its own, and kill the group behind `limit_s`; returns the status."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -91,18 +103,17 @@ def run(arguments: list[str], limit_s: float | None) -> int | None:
     return process.returncode
 
 
-def soak(method: str, kills: int, seed: int, extra: list[str], run: Run = run, imports: float = 0.33) -> dict[str, Any]:
-    """Compare a run that is killed again and again with one that is not.
-
-    Args:
-        run: Runs a command, and kills it behind a limit.
-        imports: The share of a run's time that is not worth a kill.
-    """
+def soak(method: str, kills: int, seed: int, extra: list[str], *, interpreters: bool = False) -> dict[str, Any]:
+    """Compare a run that is killed again and again with one that is not."""
+    start: Callable[[list[str], float | None], int | None] = run if interpreters else fork
+    if not interpreters:
+        run_module("trace_hydra", "--cfg", "job")  # imports everything, which does not belong to the time of a run
+    first = 0.33 if interpreters else 0.0
     folder = Path(tempfile.mkdtemp(prefix=f"soak-{method}-"))
     drawn = random.Random(f"{seed}-{method}")
     try:
         begun = time.monotonic()
-        if run(command(method, folder / "whole", extra), None) != 0:
+        if start(command(method, folder / "whole", extra), None) != 0:
             raise SystemExit(f"{method}: the uninterrupted run failed")
         whole_s = time.monotonic() - begun
         whole = outcome(folder / "whole")
@@ -112,7 +123,7 @@ def soak(method: str, kills: int, seed: int, extra: list[str], run: Run = run, i
             target = folder / f"killed-{finished}"
             for _ in range(min(KILLS_A_RUN, kills - done)):
                 fresh, begun = not target.exists(), time.monotonic()
-                status = run(command(method, target, extra), drawn.uniform(imports, 1.0) * whole_s)
+                status = start(command(method, target, extra), drawn.uniform(first, 1.0) * whole_s)
                 if status is None:
                     done += 1
                     seen[phase_of(target)] += 1
@@ -123,7 +134,7 @@ def soak(method: str, kills: int, seed: int, extra: list[str], run: Run = run, i
                     whole_s = min(whole_s, time.monotonic() - begun)
                 break
             else:
-                if run(command(method, target, extra), None) != 0:
+                if start(command(method, target, extra), None) != 0:
                     raise SystemExit(f"{method}: the last run failed")
             found = outcome(target)
             equal += found == whole
@@ -144,12 +155,13 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", default=["seqft", "replay", "ewc", "olora"])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--interpreters", action="store_true", help="start a fresh interpreter each time")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     print("| method | kills | runs ended | byte-identical | points of the kills |\n|---|---|---|---|---|", flush=True)
     failed = False
     for method in arguments.methods:
-        row = soak(method, arguments.kills, arguments.seed, arguments.overrides)
+        row = soak(method, arguments.kills, arguments.seed, arguments.overrides, interpreters=arguments.interpreters)
         points = ", ".join(f"{phase} {row['points'][phase]}" for phase in PHASES if phase in row["points"])
         print(f"| {method} | {row['kills']} | {row['runs']} | {row['equal']} | {points} |", flush=True)
         failed |= row["equal"] != row["runs"]
