@@ -28,7 +28,8 @@ CONFIGS = {
 OTHER = {
     "optim.schedule": "linear", "protocol.prompt": None, "protocol.truncation": ("middle", "left"),
     "protocol.special_tokens": ("text", "parse"), "protocol.scoring": ("official", "corrected"),
-    "protocol.splitter": ("ours", "re_eval"), "evaluation.cells": ("all", "seen"), "on_nonfinite": "skip_batch",
+    "protocol.splitter": ("ours", "re_eval"), "protocol.closed_answers": ("generate", "log_likelihood"),
+    "evaluation.cells": ("all", "seen"), "on_nonfinite": "skip_batch",
     "on_oom": "halve", "trainer.precision": "bf16-mixed", "model.attn_implementation": ("eager", "sdpa"),
     "model.dtype": "bfloat16", "method.when": ("mixed", "after"), "method.fisher_reduction": ("mean", "sum"),
     "store.keep": "last", "trainer.accelerator": ("auto", "cpu"), "tuning.init": ("normal", "vocabulary"),
@@ -117,6 +118,20 @@ def test_what_is_listed_changes_no_key(override, tmp_path):
     OmegaConf.update(changed, key, OmegaConf.create({"value": value})["value"])
     changed.paths.runs = str(tmp_path)
     assert inputs.without_effect(key) and keys_of(base, tmp_path) == keys_of(changed, tmp_path)
+
+
+def test_closed_answers_are_in_the_keys_of_those_answers_alone(tmp_path):
+    """FOMC's answers get other keys, Py150's and the stages keep theirs; the fingerprint tells the protocols apart."""
+    runs = []
+    for value in ("generate", "log_likelihood"):
+        overrides = [*CONFIGS["seqft"], f"paths.runs={tmp_path}", f"protocol.closed_answers={value}"]
+        config = compose_config(overrides)
+        runs.append(prepare(config, build.validate(config), tmp_path).run)
+    first, second = runs
+    assert [stage.key for stage in first.stages] == [stage.key for stage in second.stages]
+    assert first.fingerprint != second.fingerprint
+    for (row, task), key in first.answers.items():
+        assert (key == second.answers[row, task]) == (task == "Py150")
 
 
 def test_first_stages_are_shared_by_orders_that_begin_alike(tmp_path):

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trace_hydra.capability.base import CapabilitySet
 from trace_hydra.credentials import secret_problems
+from trace_hydra.data.options import CLOSED_ANSWERS, closed_options
 from trace_hydra.data.reasoning import SPLITTERS
 from trace_hydra.data.task import TRACE_TASKS, TaskSpec, task_spec
 from trace_hydra.engines.base import Engine
@@ -29,6 +30,7 @@ _CHOICES = {
     "protocol.truncation": ("middle", "left"),
     "protocol.special_tokens": ("text", "parse"),
     "protocol.splitter": SPLITTERS,
+    "protocol.closed_answers": CLOSED_ANSWERS,
     "evaluation.cells": ("seen", "all", "diagonal_last"),
     "optim.schedule": ("constant", "linear", "cosine"),
 }
@@ -306,6 +308,7 @@ def _fit_problems(config: DictConfig, parts: Parts, files: bool) -> Iterator[str
         yield from parts.data.problems(list(parts.specs))
     if files:
         kinds = {"num_stages": len(parts.specs), "name": name_of(config, "method"), "prompt": config.protocol.prompt}
+        kinds["chooses"] = any(closed_options(spec, config.protocol) for spec in parts.specs.values())
         yield from parts.engine.problems(needs_of(method, tuning, **kinds))
     yield from _capability_problems(config, parts, files)
     yield from _writable(Path(config.paths.runs))

@@ -16,6 +16,7 @@ from trace_hydra.engines.base import Engine
 from trace_hydra.engines.hf import HF
 from trace_hydra.errors import MethodError
 from trace_hydra.models import forward
+from trace_hydra.models.choose import Chosen, choose_shared, likeliest
 from trace_hydra.models.generate import Decoding, Generated
 from trace_hydra.models.tuning import Tuning
 from trace_hydra.plan import Stage
@@ -34,6 +35,8 @@ class TrainTask:
     stop: tuple[str, ...]
     """Strings that end an answer under the protocol."""
     language: str
+    options: tuple[str, ...] | str = ()
+    """What its answers are chosen from under the protocol, see `data.options`; (): they are generated."""
 
 
 @dataclass
@@ -74,6 +77,8 @@ class StageContext:
     generated: list[Generated] = field(default_factory=list)
     """What `generate` made since the list was last cleared; evaluation reads token counts from it."""
     on_generated: Callable[[int, int], None] | None = None
+    options: Callable[[str], tuple[str, ...]] | None = None
+    """While closed answers are asked for: prompt -> its options, of which `generate` then gives the likeliest."""
     training: bool = False
     """Whether a stage is being trained, from `begin_stage` to `end_stage`."""
     engine: Engine = field(default_factory=HF)
@@ -142,7 +147,7 @@ class StageContext:
         max_prompt_tokens: int | None = None,
         prefixes: Sequence[Sequence[int]] | None = None,
     ) -> list[str]:
-        """Answer prompts as the protocol decodes, in order.
+        """Answer prompts as the protocol decodes, in order; while `options` is set, with the likeliest option.
 
         Args:
             prompts: Whole prompts; an empty one is answered too.
@@ -163,6 +168,10 @@ class StageContext:
         ids, _ = self.encoder.prompts(prompts, instruction, max_prompt_tokens)
         heads = prefixes if prefixes is not None else [self.prefix] * len(ids)
         ids = [[*head, *one] for head, one in zip(heads, ids, strict=True)]
+        if self.options is not None:
+            chosen = self._choose(ids, [self.options(prompt) for prompt in prompts])
+            self.generated += chosen
+            return [one.text for one in chosen]
         with self.autocast():
             answers = self.engine.generate(
                 self.model,
@@ -177,6 +186,22 @@ class StageContext:
             )
         self.generated += answers
         return [answer.text for answer in answers]
+
+    def _choose(self, ids: Sequence[Sequence[int]], options: Sequence[tuple[str, ...]]) -> list[Chosen]:
+        """Answer prompts with the likeliest of their options; of options alike the first."""
+        encoded = {one: self.encoder.options(one) for one in set(options)}
+        with self.autocast():
+            values = choose_shared(
+                self.model,
+                ids,
+                [encoded[one] for one in options],
+                batch_tokens=self.batch_tokens,
+                on_batch=self.on_generated,
+            )
+        return [
+            Chosen(texts[likeliest(nats)], len(prompt), 0, True, dict(zip(texts, nats, strict=True)))
+            for prompt, texts, nats in zip(ids, options, values, strict=True)
+        ]
 
 
 def batch_of(rows: Sequence[EncodedRow], device: torch.device | str) -> dict[str, Any]:

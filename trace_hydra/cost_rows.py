@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from trace_hydra.build import Parts
 from trace_hydra.data.encode import Encoder
+from trace_hydra.data.options import closed_options
 from trace_hydra.data.release import RELEASE_CHARACTERS, RELEASE_ROWS
 from trace_hydra.data.task import TaskData, TaskSpec
 from trace_hydra.errors import ConfigError, problem_list
@@ -93,7 +94,7 @@ def _counted(config: DictConfig, spec: TaskSpec, task: Any, encoder: Encoder, sa
         longest_answer=max(answers),
         prompt_tokens=_mean(asked),
         longest_prompt=max(asked),
-        max_new_tokens=config.protocol.decoding.max_new_tokens or spec.max_new_tokens,
+        max_new_tokens=_new_tokens(config.protocol, spec),
     )
 
 
@@ -147,8 +148,13 @@ def _from_lengths(
         longest_answer=longest_answer + 1,
         prompt_tokens=prompt,
         longest_prompt=longest_prompt,
-        max_new_tokens=protocol.decoding.max_new_tokens or spec.max_new_tokens,
+        max_new_tokens=_new_tokens(protocol, spec),
     )
+
+
+def _new_tokens(protocol: Any, spec: TaskSpec) -> int:
+    """Give the answer limit; options that are chosen from take a pass over the prompt and little more."""
+    return 1 if closed_options(spec, protocol) else protocol.decoding.max_new_tokens or spec.max_new_tokens
 
 
 def _json_bytes(examples: Sequence[Any]) -> float:

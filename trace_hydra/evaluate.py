@@ -3,17 +3,21 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 
 import torch
 
 from trace_hydra.context import StageContext, TrainTask
+from trace_hydra.data.options import options_of
 from trace_hydra.data.task import Task, final_prediction
 from trace_hydra.errors import MethodError
 from trace_hydra.methods.base import Method
 from trace_hydra.metrics.score import TaskScore, score_task
 from trace_hydra.metrics.text import cut_at
+from trace_hydra.models.choose import Chosen
+from trace_hydra.models.generate import Generated
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,12 @@ def answer_prompts(
 
     Returns:
         A JSON object a prompt (raw: the method's answer; new_tokens, stopped, and generated where the method took its
-        answer out of a longer text), and the number of prompt and generated tokens.
+        answer out of a longer text; log_likelihoods where it was chosen), and the number of prompt and generated
+        tokens.
 
     Raises:
-        MethodError: If the method gives another number of answers than prompts, or something else than strings.
+        MethodError: If the method gives another number of answers than prompts, or something else than strings, or
+            generates what the protocol has chosen among options.
     """
     ctx.model.to(ctx.device)  # type: ignore[arg-type]
     was_training, rng = ctx.model.training, ctx.rng
@@ -73,17 +79,23 @@ def answer_prompts(
     ctx.generated.clear()
     devices = [ctx.device] if ctx.device.type == "cuda" else []
     ctx.rng = Random(f"{ctx.generation_seed}-{view.name}-answers")
+    ctx.options = partial(options_of, declared=view.options) if view.options else None
     try:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(ctx.rng.getrandbits(32))
             raw = method.answer(ctx, prompts, view)
     finally:
-        ctx.rng = rng
+        ctx.rng, ctx.options = rng, None
         ctx.model.train(was_training)
     if len(raw) != len(prompts) or not all(isinstance(text, str) for text in raw):
         raise MethodError(
             f"{type(method).__name__}.answer gave {len(raw)} answers to {len(prompts)} prompts of {view.name}; it must "
             "give one string a prompt."
+        )
+    if view.options and not (len(ctx.generated) == len(prompts) and all(map(_is_chosen, ctx.generated))):
+        raise MethodError(
+            f"{type(method).__name__}.answer does not ask ctx.generate once a prompt; the answers to {view.name} "
+            "cannot be chosen among its options. Set protocol.closed_answers=generate."
         )
     made = ctx.generated if len(ctx.generated) == len(prompts) else [None] * len(prompts)
     answers = [
@@ -93,10 +105,15 @@ def answer_prompts(
             "stopped": generated.stopped if generated else None,
             # What the model wrote, where the method took its answer out of it.
             **({"generated": generated.text} if generated and generated.text != text else {}),
+            **({"log_likelihoods": generated.log_likelihoods} if isinstance(generated, Chosen) else {}),
         }
         for text, generated in zip(raw, made, strict=True)
     ]
     return answers, sum(one.num_prompt + one.num_new for one in ctx.generated)
+
+
+def _is_chosen(answer: Generated) -> bool:
+    return isinstance(answer, Chosen)
 
 
 def score_answers(

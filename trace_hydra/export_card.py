@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trace_hydra import keys
+from trace_hydra.data.options import LOG_LIKELIHOOD
 from trace_hydra.export_source import Source
 from trace_hydra.methods.base import Method
 from trace_hydra.store.entries import Entry
@@ -172,6 +173,7 @@ def _protocol(source: Source) -> str:
             f"- prompts: {config.prompt}, at most {config.max_prompt_tokens:,} tokens, truncation {config.truncation}, "
             f"special tokens in a text read as {config.special_tokens}",
             f"- decoding: {sampling if decoding.do_sample else 'greedy'}",
+            *(["- closed answers: the likeliest option"] if config.get("closed_answers") == LOG_LIKELIHOOD else []),
         ]
     )
 

@@ -142,6 +142,7 @@ def answers_inputs(
         "instruction": view.instruction,
         "max_new_tokens": view.max_new_tokens,
         "stop": list(view.stop),
+        **({"options": view.options} if view.options else {}),
         "encoding": _encoding(plain),
         "template": encoder.template,
         "generation": {**_generation(plain), "seed": plain["seed"]["generation"] if draws else None},
@@ -186,8 +187,8 @@ def _trainer(plain: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
 
 
 def _encoding(plain: Mapping[str, Any]) -> dict[str, Any]:
-    protocol = plain["protocol"]
-    return {key: value for key, value in protocol.items() if key not in ("name", "scoring", "splitter", "decoding")}
+    apart = ("name", "scoring", "splitter", "decoding", "closed_answers")
+    return {key: value for key, value in plain["protocol"].items() if key not in apart}
 
 
 def _generation(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,5 +73,7 @@ def protocol_fingerprint(
         tasks: Task name -> its facts (metric, answer limit, stop strings).
         template: The chat template, "" where prompts are used as they are.
     """
-    parts = {key: value for key, value in protocol.items() if key != "name"}
+    # Generating is what runs did before there was a choice; their fingerprints stay.
+    left_out = [("name", protocol.get("name")), ("closed_answers", "generate")]
+    parts = {key: value for key, value in protocol.items() if (key, value) not in left_out}
     return digest({"protocol": parts, "data": dict(data), "tasks": dict(tasks), "template": template}, 12)

@@ -14,12 +14,14 @@ from trace_hydra import inputs, keys
 from trace_hydra.build import Parts
 from trace_hydra.context import TrainTask
 from trace_hydra.data.encode import Encoder
+from trace_hydra.data.options import closed_options, option_problems
 from trace_hydra.data.rows import is_unicode
 from trace_hydra.data.task import Task, TaskData
 from trace_hydra.errors import DataError, problem_list
 from trace_hydra.evaluate import cells_to_score
 from trace_hydra.methods.base import Method
 from trace_hydra.plan import RunInfo, Stage
+from trace_hydra.store.tokens import TokenFiles
 
 DISCLOSED = ("sees_all_tasks", "sees_task_id", "grad_at_test", "merges", "makes_rows", "cells")
 """What a method declares about itself and every report shows."""
@@ -68,9 +70,12 @@ def prepare(
     tokenizer = parts.model.load_tokenizer()
     protocol = config.protocol
     encoder = Encoder.of(tokenizer, protocol)
+    encoder.cache = TokenFiles(Path(config.paths.store))
     views = {name: _view(task, protocol) for name, task in data.tasks.items()}
     if problems := [problem for view in views.values() for problem in parts.method.row_problems(view)]:
         raise DataError(f"method={keys.name_of(config, 'method')}: {problem_list(problems)}")
+    if problems := _option_problems(data, views, encoder):
+        raise DataError(f"protocol.closed_answers={protocol.closed_answers}: {problem_list(problems)}")
     counts = {name: (count or count_task)(task, views[name].instruction, encoder) for name, task in data.tasks.items()}
     truncated = {name: cut for name, (cut, _) in counts.items()}
     tokens = {name: number for name, (_, number) in counts.items()}
@@ -93,7 +98,7 @@ def prepare(
         stages=tuple(_plan_stages(config, parts, data, tokens, stage_keys, micro or {})),
         cells=tuple((row, task, len(data.tasks[task].test)) for row, task in cells),
         answers={(row, task): inputs.key_of(entries[f"answers/{row}/{task}"]) for row, task in cells},
-        disclosures={key: getattr(parts.method, key) for key in DISCLOSED},
+        disclosures={key: getattr(parts.method, key) for key in DISCLOSED} | _disclosed(views),
     )
     return Prepared(run, data.tasks, views, data, tokenizer, encoder, truncated, entries)
 
@@ -126,10 +131,7 @@ def token_counter(prepared: Prepared) -> Callable[[str], int]:
     """Count the tokens of any text; the run's own rows are counted now, in batches, which is ten times faster."""
     splits = [rows for task in prepared.tasks.values() for rows in (task.train, task.eval, task.test)]
     texts = [text for rows in splits for row in rows for text in (row.prompt, row.answer) if is_unicode(text)]
-    known: dict[str, int] = {}
-    for start in range(0, len(texts), 1000):
-        chunk = texts[start : start + 1000]
-        known.update(zip(chunk, map(len, prepared.encoder.text_ids(chunk)), strict=True))
+    known = dict(zip(texts, prepared.encoder.lengths(texts), strict=True))
     return lambda text: known[text] if text in known else len(prepared.encoder.text_ids([text])[0])
 
 
@@ -142,7 +144,21 @@ def _view(task: Task, protocol: Any) -> TrainTask:
         max_new_tokens=decoding.max_new_tokens or task.spec.max_new_tokens,
         stop=task.spec.stop if decoding.stop else (),
         language=task.spec.language,
+        options=closed_options(task.spec, protocol),
     )
+
+
+def _option_problems(data: TaskData, views: Mapping[str, TrainTask], encoder: Encoder) -> list[str]:
+    tasks = [(task, views[name]) for name, task in data.tasks.items()]
+    return [
+        problem for task, view in tasks for problem in option_problems(task, view.options, encoder, view.max_new_tokens)
+    ]
+
+
+def _disclosed(views: Mapping[str, TrainTask]) -> dict[str, str]:
+    """Name the tasks whose answers are chosen; nothing where all are generated."""
+    chosen = [name for name, view in views.items() if view.options]
+    return {"closed_answers": f"log-likelihood of the options of {', '.join(chosen)}"} if chosen else {}
 
 
 def count_task(task: Task, instruction: str, encoder: Encoder) -> tuple[dict[str, int], int]:
@@ -239,6 +255,7 @@ def epochs_of(budget: Any, task: str) -> int:
 def _fingerprint(protocol: Mapping[str, Any], data: TaskData, encoder: Encoder) -> str:
     tasks = {
         name: {key: getattr(task.spec, key) for key in ("metric", "max_new_tokens", "stop", "splitter", "letters")}
+        | ({"options": options} if (options := closed_options(task.spec, protocol)) else {})
         for name, task in sorted(data.tasks.items())
     }
     rows = {name: task.test_hash for name, task in sorted(data.tasks.items())}

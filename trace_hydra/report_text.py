@@ -53,6 +53,8 @@ def _head(results: Mapping[str, Any]) -> str:
         f"- seeds: {seeds}",
         f"- protocol {tag(results)}, scoring {results['protocol']['scoring']}{_engine(results['protocol'])}",
     ]
+    if chosen := results["disclosures"].get("closed_answers"):
+        lines.append(f"- answers: {chosen}; those of other tasks are generated")
     if not results["complete"]:
         lines.append("- **incomplete**: not every planned cell of the matrix was scored")
     if results["non_finite"]:
@@ -150,9 +152,10 @@ def _listed(values: Mapping[str, Any]) -> str:
 
 
 def _disclosures(results: Mapping[str, Any]) -> str:
-    if not results["disclosures"]:
+    told = {key: value for key, value in results["disclosures"].items() if key != "closed_answers"}  # in the head
+    if not told:
         return ""
-    lines = [f"- {key}: {_yes_no(value)}" for key, value in results["disclosures"].items()]
+    lines = [f"- {key}: {_yes_no(value)}" for key, value in told.items()]
     return "## What the method uses\n\n" + "\n".join(lines)
 
 

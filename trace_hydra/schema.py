@@ -87,6 +87,8 @@ class Protocol:
     """"text": a literal `<s>` in a row is text; "parse": it becomes the special token, as in TRACE's code."""
     splitter: str = MISSING
     """Rules that take the final answer out of predictions that hold reasoning: "ours" or "re_eval"."""
+    closed_answers: str = "generate"
+    """How tasks with a closed set of answers are answered: "generate", or "log_likelihood" (the likeliest option)."""
     max_prompt_tokens: int = MISSING
     max_answer_tokens: int = MISSING
     decoding: Decoding = field(default_factory=Decoding)

@@ -15,7 +15,7 @@ SEVERAL = str(Path(__file__).with_name("several.py"))
 LORA = ["tuning=lora", "tuning.dropout=0.0"]
 RUNS = {
     "seqft": ["trainer=ddp", "method=seqft", "optim.carry=true", "capability=smoke"],
-    "ewc": ["trainer=ddp", "method=ewc"],
+    "ewc": ["trainer=ddp", "method=ewc", "protocol.closed_answers=log_likelihood"],
     "replay": ["trainer=ddp", "method=replay"],
     "olora": ["trainer=ddp", "method=olora", *LORA],
     "gem": ["trainer=ddp", "method=gem", *LORA],

@@ -63,6 +63,22 @@ def test_engines_on_the_model_itself_serve_everything(method, server, tmp_path):
         )
 
 
+CLOSED = "protocol.closed_answers=log_likelihood"
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_closed_answers_need_the_model_itself(name, server, tmp_path):
+    """Refused for FOMC by engines that generate elsewhere; Py150 is generated anyway."""
+    build.validate(config_of(name, server.url, tmp_path, CLOSED, "task_order=[Py150,NumGLUE-cm]"))
+    config = config_of(name, server.url, tmp_path, CLOSED)
+    if name in ("openai", "vllm"):
+        said = rf"engine={name} cannot serve method=seqft, .*protocol.closed_answers=log_likelihood.*engine=hf"
+        with pytest.raises(ConfigError, match=said):
+            build.validate(config)
+    else:
+        build.validate(config)
+
+
 @pytest.mark.parametrize("method", SERVED)
 def test_what_can_be_handed_over_is_served(method, server, tmp_path):
     for name in ("openai", "vllm"):

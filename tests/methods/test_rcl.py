@@ -1,6 +1,7 @@
 """RCL: final answers are found in every layout, and what is trained on is what is asked for."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,9 @@ from conftest import compose_config, run_tiny
 from trace_hydra import build
 from trace_hydra.data.reasoning import final_answer, holds_reasoning, option_letters
 from trace_hydra.data.task import TRACE_TASKS, Example
-from trace_hydra.errors import ConfigError
+from trace_hydra.errors import ConfigError, DataError
 from trace_hydra.methods.rcl import ReasoningAugmented
+from trace_hydra.prepare import prepare
 
 ORDER = "task_order=[FOMC,NumGLUE-cm,20Minuten]"
 SUMMARY = "Therefore, the summary of the meeting transcripts is:\n"
@@ -127,10 +129,24 @@ def test_rationale_counts_before_marks():
 
 def test_required_refuses_bare_rows():
     rows = (Example("0", "p", "1", "one"), Example("1", "p", "two\nAnswer:2"), Example("2", "p", "3"))
-    task: Any = SimpleNamespace(name="mine", train=rows)
+    task: Any = SimpleNamespace(name="mine", train=rows, options=())
     assert method_with().row_problems(task) == []
     (problem,) = method_with("method.rationales=required").row_problems(task)
     assert problem.startswith("mine: 1 of 3 train rows") and "(the first: 2)" in problem
+
+
+def test_answers_with_reasoning_are_not_chosen_among_options():
+    """FOMC's rows of data=mini have rationales; without them the plain answer is trained, and could be chosen."""
+    plain, reasoned = Example("0", "p", "A"), Example("1", "p", "B", "because")
+    view: Any = SimpleNamespace(name="mine", train=(plain,), options=("A", "B"))
+    assert method_with().row_problems(view) == []
+    view.train = (plain, reasoned)
+    (problem,) = method_with().row_problems(view)
+    assert problem.startswith("mine: ") and "train row 1" in problem and "protocol.closed_answers=generate" in problem
+    overrides = ["debug=smoke", "method=rcl", "task_order=[FOMC]", "protocol.closed_answers=log_likelihood"]
+    config = compose_config(overrides)
+    with pytest.raises(DataError, match=r"method=rcl: FOMC: .*protocol\.closed_answers"):
+        prepare(config, build.validate(config), Path("nowhere"))
 
 
 CUES = ["method.cue.default='Give your reasoning.\nReasoning:'", "method.cue.zh='推理：'"]

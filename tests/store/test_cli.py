@@ -97,7 +97,7 @@ def test_ls_shows_sizes_users_parents_and_locks(store, tmp_path, capsys):
     assert (b["bytes"], b["runs"], b["uses"]) == (1, 1, [f"stages/{key('a')}"]) and set(b["dropped"]) == set(WEIGHTS)
     assert entries["answers/c"]["what"] == "row 1, FOMC" and a["what"] == "FOMC: Model Method Tuning"
     assert found["bytes"] == {
-        "stages": 112, "answers": 5, "capability": 0, "partial": 0, "models": 7, "drafts": 0, "damaged": 0,
+        "stages": 112, "answers": 5, "capability": 0, "partial": 0, "models": 7, "drafts": 0, "damaged": 0, "tokens": 0,
     }  # fmt: skip
     assert found["locked"][f"stages/{key('d')}"]["pid"] == os.getpid()
     for part in (key("a"), "weights dropped", "111 B", "models 7 B", f"locked: stages/{key('d')} by", str(os.getpid())):

@@ -4,16 +4,19 @@ Labels are made by construction: prompt ids and answer ids are tokenised apart a
 the answer and its end token. Nothing is derived from the pad token, which is often the end token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from trace_hydra.data.task import Example
-from trace_hydra.errors import ConfigError
+from trace_hydra.data.tokens import Cache, Rows, packed, tokenizer_digest, tokens_key, unpacked, worth_keeping
+from trace_hydra.errors import ConfigError, DataError
 
 IGNORED = -100  # label of a position without loss, as in torch's cross entropy
+_CHUNK = 1000  # texts tokenised at a time where only their number of tokens is wanted
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Encoder:
         max_answer_tokens: int,
     ):
         self.tokenizer = tokenizer
+        self.cache: Cache | None = None
+        """Keeps what many rows became; None: nothing is kept."""
         self.truncation = truncation
         self.max_prompt_tokens = max_prompt_tokens
         self.max_answer_tokens = max_answer_tokens
@@ -95,6 +100,25 @@ class Encoder:
             "input_ids"
         ]
 
+    def options(self, options: Sequence[str]) -> list[tuple[int, ...]]:
+        """Encode the texts that an answer is one of, as training encodes answers: apart from the prompt.
+
+        The end token is behind them only where one option's tokens begin another's: the shorter would else never be the
+        less likely. Everywhere else training put it behind all options alike, so it tells none from another, and
+        without it the choice is that of greedy decoding wherever that says an option of one token.
+
+        Raises:
+            DataError: If an option has no tokens, more than max_answer_tokens, or those of another.
+        """
+        ids = [tuple(one) for one in self.text_ids(options)]
+        if not all(0 < len(one) <= self.max_answer_tokens for one in ids) or len(set(ids)) < len(ids):
+            raise DataError(
+                f"the options {', '.join(map(repr, options))} must each have tokens of their own, at most "
+                f"protocol.max_answer_tokens={self.max_answer_tokens}; they are {', '.join(map(str, ids))}."
+            )
+        begins = any(one != other and other[: len(one)] == one for one in ids for other in ids)
+        return [(*one, self.end_id) for one in ids] if begins else ids
+
     def prompts(
         self, prompts: Sequence[str], instruction: str, limit: int | None = None
     ) -> tuple[list[list[int]], int]:
@@ -109,7 +133,12 @@ class Encoder:
             Ids per prompt, never empty, and how many prompts were cut.
         """
         limit = limit or self.max_prompt_tokens
-        encoded, num_cut = [], 0
+        settings = {"instruction": instruction, "limit": limit}
+        ids, _, cut = self._kept("prompts", prompts, settings, lambda: self._prompts(prompts, instruction, limit))
+        return [one.tolist() if isinstance(one, np.ndarray) else one for one in ids], sum(cut)
+
+    def _prompts(self, prompts: Sequence[str], instruction: str, limit: int) -> Rows:
+        encoded, was_cut = [], []
         for prompt, ids in zip(prompts, self.text_ids(prompts), strict=True):
             if self.truncation == "left":
                 joined = [*self.prefix, *ids, *self.suffix] if len(ids) < limit else ids[-limit:]
@@ -118,32 +147,68 @@ class Encoder:
             else:
                 body, cut = self._cut_middle(prompt, ids, instruction, limit - len(self.prefix) - len(self.suffix))
                 encoded.append([*self.prefix, *body, *self.suffix])
-            num_cut += cut
-        return [ids or [self.end_id] for ids in encoded], num_cut
+            was_cut.append(cut)
+        made = [ids or [self.end_id] for ids in encoded]
+        return made, [len(ids) for ids in made], was_cut
 
     def pairs(self, examples: Sequence[Example], instruction: str) -> list[EncodedRow]:
         """Encode rows for training; each ends in the end token (but see `truncation="left"`)."""
+        texts = [text for example in examples for text in (example.prompt, example.answer)]
+        rows = self._kept("pairs", texts, {"instruction": instruction}, lambda: self._pairs(examples, instruction))
+        return [
+            EncodedRow(np.asarray(ids, dtype=np.int32), num_prompt, cut, example.id)
+            for example, ids, num_prompt, cut in zip(examples, *rows, strict=True)
+        ]
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Count the tokens of texts, nothing added or cut."""
+
+        def count() -> Rows:
+            starts = range(0, len(texts), _CHUNK)
+            found = [len(ids) for start in starts for ids in self.text_ids(texts[start : start + _CHUNK])]
+            return [[]] * len(found), found, [False] * len(found)
+
+        return self._kept("lengths", texts, {}, count)[1]
+
+    def _kept(self, kind: str, texts: Sequence[str], settings: Mapping[str, Any], make: Callable[[], Rows]) -> Rows:
+        """Take from the cache what was made of these texts before, else make it; of few texts always."""
+        if self.cache is None or not worth_keeping(texts) or self._tokenizer_digest is None:
+            return make()
+        own = ("prefix", "suffix", "truncation", "max_prompt_tokens", "max_answer_tokens", "_split_special")
+        settings = {**settings, **{name: getattr(self, name) for name in own}}
+        key = tokens_key(kind, texts, self._tokenizer_digest, settings)
+        if (found := self.cache.load(key)) is not None:
+            return unpacked(found)
+        rows = make()
+        self.cache.save(key, packed(rows))
+        return rows
+
+    @cached_property
+    def _tokenizer_digest(self) -> str | None:
+        return tokenizer_digest(self.tokenizer)
+
+    def _pairs(self, examples: Sequence[Example], instruction: str) -> Rows:
         answers = self.text_ids([example.answer for example in examples])
         prompts = self.text_ids([example.prompt for example in examples])
         rows = []
         for example, prompt, answer in zip(examples, prompts, answers, strict=True):
             if self.truncation == "left":
-                rows.append(self._pair_left(example, prompt, answer))
+                rows.append(self._pair_left(prompt, answer))
                 continue
             room = self.max_prompt_tokens - len(self.prefix) - len(self.suffix)
             body, cut = self._cut_middle(example.prompt, prompt, instruction, room)
             head = [*self.prefix, *body, *self.suffix]
             kept = answer[: self.max_answer_tokens]
-            ids = np.asarray([*head, *kept, self.end_id], dtype=np.int32)
-            rows.append(EncodedRow(ids, len(head), cut or len(kept) < len(answer), example.id))
-        return rows
+            rows.append(([*head, *kept, self.end_id], len(head), cut or len(kept) < len(answer)))
+        ids, num_prompt, was_cut = (list(column) for column in zip(*rows, strict=True)) if rows else ([], [], [])
+        return ids, num_prompt, was_cut
 
     @property
     def end_id(self) -> int:
         """The token that ends an answer."""
         return self.tokenizer.eos_token_id
 
-    def _pair_left(self, example: Example, prompt: list[int], answer: list[int]) -> EncodedRow:
+    def _pair_left(self, prompt: list[int], answer: list[int]) -> tuple[list[int], int, bool]:
         limit = self.max_prompt_tokens + self.max_answer_tokens
         num_answer = len(answer)
         ids = [*prompt, *self.suffix, *answer]
@@ -154,7 +219,7 @@ class Encoder:
         if len(ids) + len(self.prefix) <= limit:
             ids = [*self.prefix, *ids]
         num_prompt = max(len(ids) - num_answer, 1)  # the first token has no position that could predict it
-        return EncodedRow(np.asarray(ids, dtype=np.int32), num_prompt, truncated, example.id)
+        return ids, num_prompt, truncated
 
     def _cut_middle(self, prompt: str, ids: list[int], instruction: str, room: int) -> tuple[list[int], bool]:
         """Fit a prompt into `room` tokens: the instruction (at most half of them) and the end stay."""

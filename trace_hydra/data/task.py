@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from trace_hydra.data.reasoning import SPLITTERS, final_answer
 from trace_hydra.errors import ConfigError
@@ -15,6 +16,8 @@ from trace_hydra.names import NAME, name_fault
 SPLITS = ("train", "eval", "test")
 TASK_NAME = NAME
 """A task's name is part of paths."""
+LETTERED = "lettered"
+"""Options that each prompt lists in lines of its own, "A. ...", "B. ..."; the answer is the letter."""
 METRICS = ("accuracy", "first_character", "rouge_l", "edit_similarity", "sari")
 
 
@@ -51,6 +54,8 @@ class TaskSpec:
     """How a final answer is taken out of a prediction that holds reasoning, one of `SPLITTERS`; None: it holds none."""
     letters: str = ""
     """With a splitter, the options of a task whose final answers are single letters, such as "ABC"."""
+    options: tuple[str, ...] | str = ()
+    """The closed set that the scored answer is one of, or `LETTERED`; (): any text. See `protocol.closed_answers`."""
 
     def __post_init__(self):
         if not TASK_NAME.fullmatch(self.name):
@@ -63,6 +68,8 @@ class TaskSpec:
             raise ConfigError(
                 f"data.tasks.{self.name}.splitter={self.splitter!r} is none of {', '.join(SPLITTERS)}, or null."
             )
+        if fault := _options_fault(self.metric, self.options):
+            raise ConfigError(f"data.tasks.{self.name}.options={self.options!r} {fault}.")
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,18 @@ def texts_hash(texts: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _options_fault(metric: str, options: Any) -> str | None:
+    if options in ((), LETTERED):
+        return None
+    if not isinstance(options, tuple) or not all(isinstance(one, str) for one in options):
+        return f"must be a list of texts (in quotes: YAML reads yes and no otherwise), or {LETTERED}"
+    if len(options) < 2 or len({one.strip() for one in options} - {""}) < len(options):
+        return "must be at least two texts, none empty, none twice"
+    if metric == "first_character" and any(len(one) > 1 for one in options):
+        return "holds longer texts than the one character that metric=first_character scores"
+    return None
+
+
 _CHOICE_ZH = "判断以下文本对指定对象的态度，选择一项：A.支持，B.反对，C.中立。输出A，B或者C。\n"
 _STANCE_EN = (
     "What is the monetary policy stance for the following text? A. dovish, B. hawkish, C. neutral. "
@@ -156,12 +175,16 @@ _MATH = "Solve the following math problem.\n"
 TRACE_TASKS: dict[str, TaskSpec] = {
     spec.name: spec
     for spec in (
-        TaskSpec("C-STANCE", "accuracy", 4, _CHOICE_ZH, language="zh"),
-        TaskSpec("FOMC", "accuracy", 4, _STANCE_EN),
+        TaskSpec("C-STANCE", "accuracy", 4, _CHOICE_ZH, language="zh", options=("A", "B", "C")),
+        TaskSpec("FOMC", "accuracy", 4, _STANCE_EN, options=("A", "B", "C")),
         TaskSpec("MeetingBank", "rouge_l", 160, "Write a summary of the following meeting transcripts.\n"),
         TaskSpec("Py150", "edit_similarity", 64, "", stop=("<EOL>", "\n"), language="py"),
         TaskSpec(
-            "ScienceQA", "first_character", 256, "Choose an answer for the following question and give your reasons.\n"
+            "ScienceQA",
+            "first_character",
+            256,
+            "Choose an answer for the following question and give your reasons.\n",
+            options=LETTERED,
         ),
         TaskSpec("NumGLUE-cm", "accuracy", 12, _MATH, stop=("\n",)),
         TaskSpec("NumGLUE-ds", "accuracy", 12, _MATH, stop=("\n",)),
@@ -189,10 +212,12 @@ def task_spec(name: str, overrides: dict[str, dict] | None = None) -> TaskSpec:
             f"task {name!r} is unknown. TRACE's tasks: {', '.join(TRACE_TASKS)}. A task of your own needs "
             f"data.tasks.{name}.metric (one of {', '.join(METRICS)}) and data.tasks.{name}.max_new_tokens."
         )
-    known = {"metric", "max_new_tokens", "instruction", "stop", "language", "splitter", "letters"}
+    known = {"metric", "max_new_tokens", "instruction", "stop", "language", "splitter", "letters", "options"}
     if unknown := sorted(set(given) - known):
         raise ConfigError(f"data.tasks.{name} has unknown keys {unknown}; known: {sorted(known)}.")
     if "stop" in given:
         given["stop"] = tuple(given["stop"])
+    if not isinstance(given.get("options", ""), str):
+        given["options"] = tuple(given["options"] or ())
     fields = {key: getattr(base, key) for key in known} if base else {"max_new_tokens": 64}
     return TaskSpec(name=name, **{**fields, **given})

@@ -16,7 +16,8 @@ ADAPTERS = "adapters"
 WEIGHTS = "trained weights"
 BY_PROMPT = "weights or soft prompts picked by each prompt"
 TRAINS_TO_ANSWER = "training before each answer"
-EVERYTHING = frozenset({SOFT_PROMPTS, ADAPTERS, WEIGHTS, BY_PROMPT, TRAINS_TO_ANSWER})
+CHOICES = "log-likelihoods of options by the same model (protocol.closed_answers=log_likelihood)"
+EVERYTHING = frozenset({SOFT_PROMPTS, ADAPTERS, WEIGHTS, BY_PROMPT, TRAINS_TO_ANSWER, CHOICES})
 """Kinds of what answers of a run may need."""
 
 

@@ -96,7 +96,13 @@ class ReasoningAugmented(Method):
         self._layouts: dict[str, Layout] = {}
 
     def row_problems(self, task: TrainTask) -> list[str]:
-        """Name rows without reasoning if rationales=required."""
+        """Name rows without reasoning if rationales=required, and answers with reasoning that cannot be chosen."""
+        reasoned = [row.id for row in task.train if row.rationale or holds_reasoning(row.answer)]
+        if task.options and reasoned:
+            return [
+                f"{task.name}: answers come with reasoning (as train row {reasoned[0]}), so they cannot be chosen "
+                "among options. Set protocol.closed_answers=generate."
+            ]
         bare = [row.id for row in task.train if not row.rationale and not holds_reasoning(row.answer)]
         if not bare or self.rationales != "required":
             return []

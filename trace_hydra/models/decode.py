@@ -95,19 +95,32 @@ def shared_head(prompts: Sequence[Sequence[int]]) -> int:
     return shared if shared >= SHARED else 0
 
 
+class Head:
+    """What a model remembers of the tokens that all prompts begin with, read once; of none: nothing."""
+
+    def __init__(self, model: Any, ids: Sequence[int]):
+        self.length = len(ids)
+        self.states: list[tuple[Tensor, Tensor]] = []
+        if ids:
+            cache = DynamicCache()
+            with only_positions(model, torch.tensor([len(ids) - 1], device=model.device)):
+                model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
+            self.states = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[misc]
+
+    def cache(self, rows: int) -> DynamicCache:
+        """Make a cache that holds it for so many rows."""
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self.states):
+            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
+        return cache
+
+
 class _Reader:
     """Reads prompts: those tokens that all share once, the rest of several at a time."""
 
     def __init__(self, model: Any, head: Sequence[int]):
         self.model, self.device = model, model.device
-        self.layers = model.config.get_text_config().num_hidden_layers
-        self.head = len(head)
-        self.states: list[tuple[Tensor, Tensor]] = []
-        if head:
-            cache = DynamicCache()
-            with only_positions(model, torch.tensor([len(head) - 1], device=self.device)):
-                model(input_ids=torch.tensor([head], device=self.device), past_key_values=cache, use_cache=True)
-            self.states = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[misc]
+        self.head = Head(model, head)
 
     def __call__(self, tails: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
         """Give the logits behind each prompt, (rows, vocab), and the keys and values, from the first column on."""
@@ -116,14 +129,12 @@ class _Reader:
         for row, tail in enumerate(tails):  # padded on the right: no token sees the padding
             ids[row, : len(tail)] = torch.tensor(tail)
         last = torch.tensor([row * longest + len(tail) - 1 for row, tail in enumerate(tails)])
-        cache, given = DynamicCache(), dict[str, Any]()
-        if self.states:
-            for layer, (keys, values) in enumerate(self.states):
-                cache.update(keys.expand(len(tails), -1, -1, -1), values.expand(len(tails), -1, -1, -1), layer)
+        cache, given = self.head.cache(len(tails)), dict[str, Any]()
+        if length := self.head.length:
             own = torch.ones(longest, longest, dtype=torch.bool).tril()
-            seen = torch.cat([torch.ones(longest, self.head, dtype=torch.bool), own], 1)
+            seen = torch.cat([torch.ones(longest, length, dtype=torch.bool), own], 1)
             given["attention_mask"] = seen[None, None].expand(len(tails), 1, -1, -1).to(self.device)
-            given["position_ids"] = torch.arange(self.head, self.head + longest, device=self.device)[None]
+            given["position_ids"] = torch.arange(length, length + longest, device=self.device)[None]
         with only_positions(self.model, last.to(self.device)):
             output = self.model(input_ids=ids.to(self.device), past_key_values=cache, use_cache=True, **given)
         return output.logits[0], cache

@@ -46,7 +46,13 @@ def plan(
     """
     before = (time.time() if now is None else now) - older_than * _DAY_S
     busy = {name for note in found.notes if not note.finished for name in note.uses}
-    actions = [*_drafts(found, before), *_damaged(found), *_checkpoints(found, busy, before), *map(_note, found.gone)]
+    actions = [
+        *_drafts(found, before),
+        *_damaged(found),
+        *_tokens(found, before),
+        *_checkpoints(found, busy, before),
+        *map(_note, found.gone),
+    ]
     removed = set()
     if unused:
         needed = found.needed()
@@ -74,6 +80,13 @@ def _drafts(found: Survey, before: float) -> Iterator[Action]:
 def _damaged(found: Survey) -> Iterator[Action]:
     for folder in other_folders(found.root, "damaged"):
         yield Action(f"damaged/{folder.name}", "remove", folder_size(folder), "set aside", _folder_removal(folder))
+
+
+def _tokens(found: Survey, before: float) -> Iterator[Action]:
+    for folder in other_folders(found.root, "tokens"):
+        if changed(folder) <= before:  # reading them counts as a change
+            removal = _folder_removal(folder)
+            yield Action(f"tokens/{folder.name}", "remove", folder_size(folder), "not read any more", removal)
 
 
 def _checkpoints(found: Survey, busy: set[str], before: float) -> Iterator[Action]:

@@ -16,8 +16,8 @@ from trace_hydra.store.manifest import MANIFEST, file_problem, manifest_problem,
 
 log = logging.getLogger(__name__)
 
-OTHERS = ("models", "drafts", "damaged")
-"""Folders of a store that hold no entries: base models, entries being written, entries that were set aside."""
+OTHERS = ("models", "drafts", "damaged", "tokens")
+"""Folders of a store that hold no entries: base models, entries being written or set aside, tokens of data sets."""
 
 
 @dataclass(frozen=True)
