@@ -173,14 +173,15 @@ def test_memory_of_7b_by_hand():
 
 
 def test_published_rows_by_hand():
-    """FOMC: prompt 312 characters = 78 tokens, answer 1, end token 1; longest 1385 / 4 = 347; JSON of 313 and a frame.
+    """FOMC: 313 characters for 93 - 2 tokens: prompt 91, answer 1, end token 1; JSON of 313 and a frame.
 
-    NumGLUE-cm 193 and 2 characters: 49 + 1 + 1. MeetingBank is cut at 1024 and its longest answer has 275: 1300.
+    NumGLUE-cm 193 and 2 characters for 54: 54 + 1 + 1. MeetingBank's rows were cut when they were counted, so 4
+    characters a token: cut at 1024, 338 / 4 = 85 and 1, the longest answer 1100 / 4 = 275.
     """
     found = estimate(*SEVEN_B, "task_order=[FOMC,NumGLUE-cm,MeetingBank]")
-    assert list(found.size.row_tokens) == [80, 51, 1024 + 85 + 1] and list(found.size.rows) == [5000] * 3
+    assert list(found.size.row_tokens) == [93, 56, 1024 + 85 + 1] and list(found.size.rows) == [5000] * 3
     assert found.size.longest_row == 1024 + 275 + 1 and found.size.row_bytes[0] == 373
-    assert found.compute["tokens trained"] == 5000 * (3 * 80 + 5 * 51 + 7 * 1110)  # epochs of budget=scripts
+    assert found.compute["tokens trained"] == 5000 * (3 * 93 + 5 * 56 + 7 * 1110)  # epochs of budget=scripts
     assert any("published counts" in note for note in found.notes)
 
 

@@ -74,20 +74,17 @@ def report(config: DictConfig, directory: Path) -> None:
     _show(config, estimate, [str(one["text"]) for one in verdicts], path)
 
 
-def estimate_run(config: DictConfig, parts: Parts, rows: RunRows | None = None) -> Estimate:
-    """Estimate a run whose parts are built; its rows are counted unless they are given.
+def estimate_run(
+    config: DictConfig, parts: Parts, rows: RunRows | None = None, model: nn.Module | None = None
+) -> Estimate:
+    """Estimate a run whose parts are built; rows are counted and its `skeleton` is built unless they are given.
 
     Raises:
         ConfigError: If neither the model's architecture nor the rows are known.
     """
     rows = rows or rows_of(config, parts)
-    model = skeleton(parts)
-    memory = Memory(
-        shape_of(model),
-        Precision.of(config.trainer.get("precision") or "32-true"),
-        eager=parts.model.attn_implementation == "eager",
-        checkpointing=bool(parts.model.gradient_checkpointing),
-    )
+    model = skeleton(parts) if model is None else model
+    memory = memory_of(config, parts, model)
     size = run_size(memory, rows, config.budget.micro_batch_size, len(parts.tuning.prefix(model)))
     state = parts.method.state_size(size)
     trained = float(size.num_trainable) if state.trained is None else state.trained
@@ -110,6 +107,16 @@ def skeleton(parts: Parts) -> nn.Module:
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device("meta"):
         warnings.simplefilter("ignore")
         return parts.tuning.apply(parts.model.skeleton())
+
+
+def memory_of(config: DictConfig, parts: Parts, model: nn.Module) -> Memory:
+    """Apply the formulas to a run's model, on the meta device or any other."""
+    return Memory(
+        shape_of(model),
+        Precision.of(config.trainer.get("precision") or "32-true"),
+        eager=parts.model.attn_implementation == "eager",
+        checkpointing=bool(parts.model.gradient_checkpointing),
+    )
 
 
 def _training(

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from trace_hydra.build import Parts
 from trace_hydra.data.encode import Encoder
 from trace_hydra.data.options import closed_options
-from trace_hydra.data.release import RELEASE_CHARACTERS, RELEASE_ROWS
+from trace_hydra.data.release import RELEASE_CHARACTERS, RELEASE_ROWS, RELEASE_TOKENS
 from trace_hydra.data.task import TaskData, TaskSpec
 from trace_hydra.errors import ConfigError, problem_list
 
@@ -120,22 +120,35 @@ def _published(config: DictConfig, parts: Parts, problems: list[str]) -> RunRows
         train, test = min(train, limit.get("train") or train), min(test, limit.get("test") or test)
         lengths = RELEASE_CHARACTERS[name]
         escaped = 6 if spec.language == "zh" else 1  # JSON writes "\uXXXX"
-        tasks.append(_from_lengths(config, spec, train, test, escaped * (lengths[0] + lengths[2]) + _FRAME, lengths))
+        row_bytes = escaped * (lengths[0] + lengths[2]) + _FRAME
+        tasks.append(_from_lengths(config, spec, train, test, row_bytes, lengths, _characters_per_token(name)))
     note = (
-        f"rows: not at hand ({problems[0].split('. ')[0]}); published counts of {variant}, median lengths of "
-        f"trace5000 as averages, {CHARACTERS_PER_TOKEN} characters a token (too few for Chinese, German and code)"
+        f"rows: not at hand ({problems[0].split('. ')[0]}); published counts of {variant}, lengths as in trace5000: "
+        "mean tokens of a row by LLaMA-2's tokenizer, shared out between prompt and answer by their median characters"
     )
     alignment = known.get(str(getattr(parts.data, "alignment", None)), (0, 0, 0))[0]
     return RunRows(tuple(tasks), alignment, (note,))
 
 
+def _characters_per_token(name: str) -> float:
+    """Divide a row's characters by its tokens but the begin and end token; more than usual is of rows that were cut."""
+    prompt, _, answer, _ = RELEASE_CHARACTERS[name]
+    return min(CHARACTERS_PER_TOKEN, (prompt + answer) / (RELEASE_TOKENS[name] - 2))
+
+
 def _from_lengths(
-    config: DictConfig, spec: TaskSpec, train: int, test: int, row_bytes: float, lengths: Sequence[float]
+    config: DictConfig,
+    spec: TaskSpec,
+    train: int,
+    test: int,
+    row_bytes: float,
+    lengths: Sequence[float],
+    per_token: float = CHARACTERS_PER_TOKEN,
 ) -> TaskRows:
     """Turn characters (prompt average and longest, answer average and longest) to tokens, cut as the protocol says."""
     protocol = config.protocol
     limits = (protocol.max_prompt_tokens,) * 2 + (protocol.max_answer_tokens,) * 2
-    tokens = [min(ceil(length / CHARACTERS_PER_TOKEN), limit) for length, limit in zip(lengths, limits, strict=True)]
+    tokens = [min(ceil(length / per_token), limit) for length, limit in zip(lengths, limits, strict=True)]
     prompt, longest_prompt, answer, longest_answer = tokens
     return TaskRows(
         name=spec.name,

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,15 @@ class Survey:
 
     def runs_of(self, name: str) -> list[Note]:
         """List the runs that stand on an entry."""
-        return [note for note in self.notes if name in note.uses]
+        return self._runs.get(name, [])
+
+    @cached_property
+    def _runs(self) -> Mapping[str, list[Note]]:  # asked for every entry; going through all notes each time adds up
+        found: dict[str, list[Note]] = {}
+        for note in self.notes:
+            for name in note.uses:
+                found.setdefault(name, []).append(note)
+        return found
 
     def users_of(self, name: str) -> list[str]:
         """List the entries that were made from one."""
