@@ -37,7 +37,7 @@ WITHOUT_EFFECT = (
     "model.path", "model.revision", "model.cache_dir", "model.trust_remote_code", "model.architecture*",
     "data.*", "task_order.*", "trainer.accelerator",
     # how a step is shared out; the number of processes is hashed where more than rounding depends on it
-    "trainer.strategy", "trainer.devices", "trainer.num_nodes",
+    "trainer.strategy", "trainer.devices", "trainer.num_nodes", "trainer.deepspeed*",
     # choices among which `optim.optimizer.lr` takes one, and that is hashed
     "budget.lr_full", "budget.lr_adapter", "budget.lr_prompt",
     # which cells are scored, how predictions become scores, what is measured beside them
@@ -52,6 +52,8 @@ WHERE_DRAWN = ("seed.generation",)
 """Leaves that count only where something is sampled, or a method answers in its own way."""
 OWN_CODE = ("trace_hydra.", "torch.", "lightning.")
 """Packages whose code is known by a version; of other code the source is hashed."""
+_NOTED = ("torch", "lightning", "transformers", "peft", "datasets", "hydra-core", "wandb", "rapidfuzz", "deepspeed")
+"""Packages that numbers may depend on, as far as they are installed."""
 
 
 def stage_inputs(
@@ -237,7 +239,7 @@ def versions() -> dict[str, str]:
 @cache
 def _versions() -> dict[str, str]:
     found = {"trace_hydra": __version__}
-    for package in ("torch", "lightning", "transformers", "peft", "datasets", "hydra-core", "wandb", "rapidfuzz"):
+    for package in _NOTED:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
-from trace_hydra import ranks
+from trace_hydra import ranks, zero
 from trace_hydra.keys import name_of
 from trace_hydra.methods.base import Method
 from trace_hydra.strategies import SHARDED, STRATEGIES
@@ -28,8 +28,10 @@ def device_problems(config: DictConfig) -> Iterator[str]:
     elif strategy == "auto" and ranks.size() > 1:
         yield (
             f"{ranks.size()} processes were started for one run (WORLD_SIZE={ranks.size()}), but trainer.strategy=auto "
-            "uses one. Set trainer=ddp or trainer=fsdp."
+            "uses one. Set trainer=ddp, trainer=fsdp or trainer=deepspeed."
         )
+    if strategy == "deepspeed":
+        yield from zero.problems(config)
     if strategy in SHARDED and config.on_oom == "halve":
         yield (
             f"on_oom=halve with trainer.strategy={strategy}: while one process is out of memory, the others wait for "

@@ -262,6 +262,7 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT asks for it
+        warnings.filterwarnings("ignore", message="`torch.distributed.* is deprecated")  # DeepSpeed calls it
         try:
             for name in names:
                 logging.getLogger(name).setLevel(logging.ERROR)

@@ -106,6 +106,11 @@ class StageModule(LightningModule):
         """Whether the weights are split over the processes now."""
         return self.model is not self._whole[0]
 
+    @property
+    def _zero(self) -> Any:
+        """DeepSpeed's engine, where it holds weights and gradients; else None."""
+        return getattr(self.trainer.strategy, "engine", None)
+
     def configure_optimizers(self) -> Any:
         """Build optimizer and schedule over what trains now."""
         weights = [weight for weight in self.parameters() if weight.requires_grad]
@@ -135,7 +140,7 @@ class StageModule(LightningModule):
         Raises:
             MethodError: If a declared term is missing.
         """
-        self.optimizers().zero_grad()  # type: ignore[union-attr]
+        (self._zero.begin if self._zero else self.optimizers().zero_grad)()  # type: ignore[union-attr]
         self.readings.begin(self.where(), batch[0]["step_ids"])
         self.last_tokens = sum(one["num_tokens"] for one in batch)
         self._meets = False
@@ -153,7 +158,10 @@ class StageModule(LightningModule):
     def backward(self, loss: Tensor, *arguments: Any, **keywords: Any) -> None:
         """Take a backward pass."""
         with self._told():
-            super().backward(loss, *arguments, **keywords)
+            if self._zero:
+                self._zero.backward(loss)
+            else:
+                super().backward(loss, *arguments, **keywords)
 
     def on_after_backward(self) -> None:
         """Behind the last backward pass of a step, put together what the processes have of it."""
@@ -177,13 +185,16 @@ class StageModule(LightningModule):
             if problem := self.readings.problem():
                 if not self.skipping:
                     raise MethodError(f"{problem}. {self._advice()}")
-                for weight in self.parameters():
-                    weight.grad = None  # an optimizer leaves such weights, and their state, alone
+                self._drop_gradients()
                 return
         self.method.edit_gradients(self.ctx)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Clip what the method left; Lightning's own clipping refuses fused optimizers."""
+        if self._zero:  # clips as it steps
+            if not self._looks_first:
+                self.readings.watch("the gradient", self._norm())
+            return
         weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
         norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights])  # type: ignore[misc]
         if self.clip_norm is not None:
@@ -224,15 +235,21 @@ class StageModule(LightningModule):
     def _loss(self, batch: dict[str, Any]) -> Tensor:
         """Sum the terms of a micro-batch, by its share of the step."""
         self.last_shape = f"the last of {' x '.join(map(str, batch['input_ids'].shape))} tokens"
-        terms = self.method.losses(self.ctx, batch)
+        terms = self._forward(lambda: self.method.losses(self.ctx, batch))
         if missing := [name for name in self.method.terms if name not in terms]:
             raise MethodError(f"{self.where()}: method.losses gave no term {missing}; it gave {sorted(terms)}.")
         self.readings.add(terms, batch["weight"])
         return torch.stack([term.float() for term in terms.values()]).sum() * batch["weight"]
 
+    def _forward(self, call: Callable[[], Any]) -> Any:
+        """Let the method take its passes through the model."""
+        return self._zero.forward(call) if self._zero else call()
+
     def _communicate(self, now: bool) -> None:
-        """Say whether the next backward pass of split weights adds up over the processes; only a step's last does."""
-        if self.sharded:
+        """Say whether the next backward pass of split weights is a step's last; FSDP's adds up over the processes."""
+        if self._zero:
+            self._zero.boundary(now)
+        elif self.sharded:
             self.model.set_requires_gradient_sync(now)  # type: ignore[operator]
 
     @contextmanager
@@ -268,7 +285,16 @@ class StageModule(LightningModule):
         if worst == 0 and not self.sharded:
             average_gradients(weights, bool(lacks))
 
+    def _drop_gradients(self) -> None:
+        """Let the optimizer leave the weights, and their state, alone in this step."""
+        if self._zero:
+            self._zero.drop()
+        for weight in self.parameters():
+            weight.grad = None
+
     def _norm(self) -> Tensor:
+        if self._zero:
+            return self._zero.norm()
         gradients = [weight.grad for weight in self.parameters() if weight.grad is not None]
         if not gradients:
             return torch.zeros(())

@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial as bound
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from trace_hydra import ranks
+from trace_hydra import ranks, zero
 
 _SMALL = 2**20
 """Gradients of fewer elements travel together."""
@@ -100,8 +101,7 @@ class Shards(_SavedByAll, ModelParallelStrategy):
 
     def shard(self, model: nn.Module) -> nn.Module:
         """Make a sharded twin of a model on the host, layer by layer; the model's own tensors stay as they are."""
-        memo = {id(one): nn.Parameter(one.data, one.requires_grad) for one in model.parameters()}
-        twin = copy.deepcopy(model, memo)
+        twin = _twin(model)
         mesh = self.device_mesh["data_parallel"]
         layers = {name for one in twin.modules() for name in getattr(one, "_no_split_modules", None) or ()}
         for module in list(twin.modules()):
@@ -129,9 +129,66 @@ class Shards(_SavedByAll, ModelParallelStrategy):
         return self.checkpoint_io.load_checkpoint(checkpoint_path)
 
 
-STRATEGIES: Mapping[str, Callable[[], Any]] = {"ddp": Replicas, "fsdp": Shards}
+class Zero(_SavedByAll, DDPStrategy):
+    """Weights, gradients and optimizer state are split over the processes while a phase trains (DeepSpeed's ZeRO-3).
+
+    As with `Shards`, all is whole before and behind a phase, and what is saved has the form that one process saves.
+    Lightning's DeepSpeedStrategy is not used: it has checkpoints of its own, refuses a CPU, and takes one pass a step.
+
+    Args:
+        config: DeepSpeed's configuration, `trainer.deepspeed`.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        self.config = config
+        self.engine: zero.Engine | None = None
+        """While a phase trains."""
+
+    def shard(self, model: nn.Module) -> nn.Module:
+        """Make a twin of a model on the host, to be split by `setup`; the model's own tensors stay as they are."""
+        return _twin(model)
+
+    def setup(self, trainer: Any) -> None:
+        """Build the optimizer over whole weights, then split both."""
+        module: Any = self.lightning_module
+        self.accelerator.setup(trainer)  # type: ignore[union-attr]
+        self.setup_optimizers(trainer)
+        config = zero.engine_config(self.config, module.clip_norm)
+        self.engine = zero.Engine(module.model, self.optimizers[0], config, self.root_device)
+        self.model_to_device()
+        self.setup_precision_plugin()
+
+    def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **keywords: Any) -> Any:
+        """Take the passes of a step and call the hooks behind them, then let DeepSpeed clip and step."""
+        result = self.precision_plugin._wrap_closure(self.lightning_module, optimizer, closure)  # type: ignore[arg-type]
+        self.engine.step()  # type: ignore[union-attr]
+        return result
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Nothing: checkpoints take weights from the model."""
+        return {}
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Collect the optimizer's state from all processes, as one process would have it, on the host."""
+        return self.engine.state()  # type: ignore[union-attr]
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take this process's part of what `optimizer_state` gave."""
+        (saved,) = checkpoint["optimizer_states"]
+        self.engine.load(saved)  # type: ignore[union-attr]
+
+    def teardown(self) -> None:
+        """Take DeepSpeed's hooks off; weights and optimizer stay split where they are, until they are read."""
+        if self.engine is not None:
+            self.engine.close()
+        self.precision_plugin.teardown()
+        self.accelerator.teardown()  # type: ignore[union-attr]
+
+
+STRATEGIES: Mapping[str, Callable[..., Any]] = {"ddp": Replicas, "fsdp": Shards, "deepspeed": Zero}
 """By the value of trainer.strategy."""
-SHARDED = ("fsdp",)
+SHARDED = ("fsdp", "deepspeed")
 """Those under which no process has a whole weight while a phase trains."""
 
 
@@ -143,11 +200,14 @@ def build_trainer(partial: Callable[..., Trainer], *, plugins: Iterable[Any] = (
         plugins: Beside those of the node.
         settings: Arguments of Trainer that replace those of the node.
     """
-    given: Mapping[str, Any] = getattr(partial, "keywords", {})
+    given, config = dict(getattr(partial, "keywords", {})), {}
+    if "deepspeed" in given:  # no argument of the Trainer
+        config = given.pop("deepspeed")
+        partial = bound(partial.func, **given)  # type: ignore[attr-defined]
     plugins = [*(given.get("plugins") or ()), *plugins]
     if (strategy := STRATEGIES.get(given.get("strategy", "auto"))) is not None:
         device = device_of(given)
-        settings |= {"strategy": strategy(), "num_nodes": ranks.size()}
+        settings |= {"strategy": strategy(config) if strategy is Zero else strategy(), "num_nodes": ranks.size()}
         settings["devices"] = [device.index] if device.type == "cuda" else 1
         plugins = [*plugins, Launched()]
     return partial(
@@ -206,7 +266,14 @@ def average(tensors: list[Tensor]) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """Collect a tensor that is split over the processes; all of them ask for it. Others are returned as they are."""
+    if zero.is_split(tensor):
+        return zero.gathered(tensor)
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """Copy a model's modules; its parameters are new ones of the same data."""
+    return copy.deepcopy(model, {id(one): nn.Parameter(one.data, one.requires_grad) for one in model.parameters()})
 
 
 def put_whole(model: nn.Module, twin: nn.Module) -> None:

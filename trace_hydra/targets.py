@@ -30,6 +30,8 @@ class Kind:
     fits: Callable[[Any], bool]
     partial: bool = False
     """Whether the node only binds arguments (`_partial_: true`), because the rest is known later."""
+    besides: tuple[str, ...] = ()
+    """Keys that are no arguments: whoever makes the call takes them out."""
 
 
 def _subclass(base: str) -> Callable[[Any], bool]:
@@ -58,7 +60,7 @@ def _is_logger_factory(found: Any) -> bool:
 _MODEL = Kind("a model of trace_hydra.models", "trace_hydra.models.", _having("problems", "load", "load_tokenizer"))
 _JUDGE = Kind("a judge of trace_hydra.capability", "trace_hydra.capability.", _having("problems", "ask", "is_model"))
 _OPTIMIZER = Kind("an optimizer of torch.optim", "torch.optim.", _subclass("torch.optim.Optimizer"), partial=True)
-_TRAINER = Kind("lightning.pytorch.Trainer", "lightning.pytorch.", _is_trainer, partial=True)
+_TRAINER = Kind("lightning.pytorch.Trainer", "lightning.pytorch.", _is_trainer, partial=True, besides=("deepspeed",))
 _LOGGER = Kind("a factory *_logger of trace_hydra.loggers", "trace_hydra.loggers.", _is_logger_factory, partial=True)
 _METHOD = Kind(
     "a trace_hydra.methods.base.Method", "trace_hydra.methods.", _subclass("trace_hydra.methods.base.Method")
@@ -152,7 +154,9 @@ def target_problems(path: str, node: Mapping[str, Any], trusted: Sequence[str] =
         return [f"{place}: not allowed; it is {home}, and {may}."]
     if found := list(_switch_problems(path, node, kind)):
         return found
-    return [f"{path}.{problem}" for problem in _binding_problems(called, keywords_of(node, called), _binds(node))]
+    besides = kind.besides if kind else ()
+    keywords = {key: value for key, value in keywords_of(node, called).items() if key not in besides}
+    return [f"{path}.{problem}" for problem in _binding_problems(called, keywords, _binds(node))]
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""A run of which one process fails: python failing.py HOW RANK STEP OVERRIDES...; HOW is error, memory or kill."""
+"""A run of which one process fails: python failing.py HOW RANK STEP OVERRIDES...; HOW is error, memory, kill or nan."""
 
 import os
 import signal
@@ -20,6 +20,8 @@ def fail(module, batch):
     if ranks.rank() == where and count == when:
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if how == "nan":
+            return loss(module, batch) * float("nan")
         raise torch.OutOfMemoryError("allocate memory") if how == "memory" else ValueError("a fault of this process")
     return loss(module, batch)
 

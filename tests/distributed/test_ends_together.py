@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from soak import outcome  # type: ignore[attr-defined]  # a script, found by the
 FAILING = str(Path(__file__).with_name("failing.py"))
 
 LONG = partial(pytest.param, marks=pytest.mark.long)
+WITH_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+DEEPSPEED = pytest.param("deepspeed", marks=WITH_DEEPSPEED)
 
 
 def places(folder: Path) -> list[str]:
@@ -41,7 +44,7 @@ def results(folder: Path) -> dict:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", DEEPSPEED])
 def test_killed_within_a_stage_and_taken_up_to_the_same_bytes(strategy, tmp_path):
     """With dropout, so that each process draws, and the number of processes is in the key."""
     settings = [f"trainer={strategy}", "tuning=lora", "budget.default_epochs=12", "checkpoint.every_steps=3"]
@@ -62,10 +65,11 @@ def test_killed_within_a_stage_and_taken_up_to_the_same_bytes(strategy, tmp_path
 
 
 @pytest.mark.long
-def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path):
+@pytest.mark.parametrize("strategy", ["fsdp", DEEPSPEED])
+def test_a_signal_to_one_stops_all_and_one_process_goes_on(strategy, tmp_path):
     """What two processes saved of split weights and optimizer is one process's checkpoint, and the run is the same."""
     settings = ["budget.default_epochs=40", "trainer.precision=32-true", "trainer.accelerator=cpu"]
-    command = run("trainer=fsdp", *settings, "checkpoint.every_steps=3", *places(tmp_path))
+    command = run(f"trainer={strategy}", *settings, "checkpoint.every_steps=3", *places(tmp_path))
     processes = start(command, tmp_path)
     wait_for_checkpoint(tmp_path, processes)
     processes[1].send_signal(signal.SIGTERM)
@@ -91,7 +95,15 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "strategy"), [("error", "ddp"), LONG("kill", "ddp"), LONG("error", "fsdp")])
+@pytest.mark.parametrize(
+    ("how", "strategy"),
+    [
+        ("error", "ddp"),
+        LONG("kill", "ddp"),
+        LONG("error", "fsdp"),
+        pytest.param("error", "deepspeed", marks=[WITH_DEEPSPEED, pytest.mark.long]),
+    ],
+)
 def test_a_fault_of_one_ends_all_with_one_message(how, strategy, tmp_path):
     settings = [*SETTINGS, f"trainer={strategy}", "trainer.precision=32-true", "trainer.accelerator=cpu"]
     processes = start([FAILING, how, "1", "4", *settings, *places(tmp_path)], tmp_path)
@@ -112,6 +124,17 @@ def test_memory_that_runs_out_in_one_halves_the_micro_batch_of_all(tmp_path):
     assert codes(processes) == [0, 0], said(tmp_path)
     log = next((tmp_path / "runs").glob("*/trace_hydra.log")).read_text()
     assert log.count("the micro-batch is 1 rows") == 1
+    assert results(tmp_path)["complete"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["fsdp", DEEPSPEED])
+def test_a_gradient_that_is_not_finite_in_one_is_a_step_of_none(strategy, tmp_path):
+    settings = [*SETTINGS, f"trainer={strategy}", "trainer.precision=32-true", "trainer.accelerator=cpu"]
+    arguments = [FAILING, "nan", "1", "4", *settings, "on_nonfinite=skip_batch", *places(tmp_path)]
+    assert codes(start(arguments, tmp_path)) == [0, 0], said(tmp_path)
+    log = next((tmp_path / "runs").glob("*/trace_hydra.log")).read_text()
+    assert log.count("the gradient is nan") == log.count("no step is taken") == 1
     assert results(tmp_path)["complete"]
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,17 @@ RUNS = {
     "sharded_replay": ["trainer=fsdp", "method=replay"],
     "sharded_lwf": ["trainer=fsdp", "method=lwf", *LORA],
     "sharded_prompt": ["trainer=fsdp", "method=seqft", "tuning=prompt"],
+    "zero": ["trainer=deepspeed", "method=seqft", "optim.carry=true"],
+    "zero_replay": ["trainer=deepspeed", "method=replay"],
+    "zero_lwf": ["trainer=deepspeed", "method=lwf", *LORA],
+    "zero_recomputed": ["trainer=deepspeed", "method=seqft", "model.gradient_checkpointing=true"],
+    "zero_rcl": ["trainer=deepspeed", "method=rcl"],
+    "zero_wise": ["trainer=deepspeed", "method=wise"],
+    "zero_multitask": ["trainer=deepspeed", "method=multitask"],
+    "zero_prompt": ["trainer=deepspeed", "method=seqft", "tuning=prompt"],
 }
+WITH_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+ZERO = [name for name in RUNS if name.startswith("zero")]
 
 
 SHORT = ["seqft", "ewc", "sharded"]
@@ -42,7 +53,14 @@ def entries(folder: Path, kind: str) -> dict[str, Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "names", [SHORT, pytest.param([name for name in RUNS if name not in SHORT], marks=pytest.mark.long)]
+    "names",
+    [
+        SHORT,
+        pytest.param([name for name in RUNS if name not in (*SHORT, *ZERO)], marks=pytest.mark.long),
+        # DeepSpeed keeps the groups of a process's first run, so each has processes of its own.
+        pytest.param(ZERO[:1], marks=WITH_DEEPSPEED),
+        *(pytest.param([name], marks=[WITH_DEEPSPEED, pytest.mark.long]) for name in ZERO[1:]),
+    ],
 )
 def test_two_processes_are_as_one(names, tmp_path):
     """Every run by one process and by two, started once for all of them."""
