@@ -8,9 +8,9 @@ import sys
 import pytest
 from conftest import ROOT
 
-from trace_hydra.store import locks
 from trace_hydra.store.__main__ import main, size_text
-from trace_hydra.store.entries import OWNER, Store
+from trace_hydra.store.drafts import begin
+from trace_hydra.store.entries import Store
 
 DAY_S = 86400.0
 WEIGHTS = ("weights.safetensors", "state.safetensors")
@@ -157,13 +157,12 @@ def test_gc_is_dry_unless_told_and_takes_leftovers(store, tmp_path, capsys):
     drafts = store.root / "drafts"
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    owners = {"dead": {**locks.this_process(), "pid": dead.pid, "started": 1}, "living": locks.this_process()}
-    for name in ("dead", "living", "nobody", "young"):
+    living = begin(store.root, "living").name
+    begin(store.root, "dead").rename(drafts / living.replace(f".{os.getpid()}.", f".{dead.pid}."))
+    for name in ("nobody", "young"):
         (drafts / name).mkdir()
-        if name in owners:
-            (drafts / name / OWNER).write_text(json.dumps(owners[name]))
     age(drafts / "nobody", 8)
-    age(drafts / "living", 8)
+    age(drafts / living, 8)
     for letter, of, days in (("1", "a", 0), ("2", "b", 30), ("3", "c", 30), ("4", "c", 2)):
         small(store, "partial", letter, stage=key(of), old_days=days)
     note(store, tmp_path / "run", "b", finished=False)
@@ -175,7 +174,7 @@ def test_gc_is_dry_unless_told_and_takes_leftovers(store, tmp_path, capsys):
     assert "5 could go" in text and "its stage is stored" in text and "no unfinished run goes on from it" in text
     assert command(store, "gc", "--yes") == 0
     assert names(store) == {"sa", "p2", "p4"} and not list((store.root / "damaged").iterdir())
-    assert {path.name for path in drafts.iterdir()} == {"living", "young"}
+    assert {path.name for path in drafts.iterdir()} == {living, "young"}
 
 
 def test_gc_unused_keeps_what_runs_stand_on_and_its_parents(store, tmp_path, capsys):

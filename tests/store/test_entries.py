@@ -15,8 +15,8 @@ from conftest import ROOT
 from store_doubles import CONTENT, KEY, OTHER, VERSIONS, publish, use, write
 
 from trace_hydra.errors import StoreError
-from trace_hydra.store import locks
-from trace_hydra.store.entries import KINDS, OWNER, Store
+from trace_hydra.store import drafts
+from trace_hydra.store.entries import KINDS, Store
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_a_failed_publish_leaves_what_was_there(store, monkeypatch):
     assert use(store)["state.json"].endswith(b" first")
 
 
-@pytest.mark.parametrize("operation", ["mkdir", "owner", "file", "manifest", "fsync", "rename"])
+@pytest.mark.parametrize("operation", ["mkdir", "file", "manifest", "fsync", "rename"])
 def test_a_full_disk_names_path_and_bytes_wherever_it_is_noticed(operation, store, monkeypatch):
     full = OSError(errno.ENOSPC, "No space left on device")
 
@@ -199,8 +199,6 @@ def test_a_full_disk_names_path_and_bytes_wherever_it_is_noticed(operation, stor
 
     if operation == "mkdir":
         monkeypatch.setattr(Path, "mkdir", refuse)
-    elif operation == "owner":
-        monkeypatch.setattr(Path, "write_text", fail_for(Path.write_text, OWNER))
     elif operation == "file":
         monkeypatch.setattr(Path, "write_bytes", fail_for(Path.write_bytes, "answers"))
     elif operation == "manifest":
@@ -224,13 +222,15 @@ def test_a_full_disk_names_path_and_bytes_wherever_it_is_noticed(operation, stor
 def test_a_dead_process_s_draft_goes_when_the_store_is_opened_next(store):
     """That of a living process stays, and that of another host."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
-    place = {**locks.this_process(), "pid": dead.pid}
     dead.wait()
-    for name, owner in {"dead": place, "mine": locks.this_process(), "elsewhere": {**place, "host": "other"}}.items():
-        (store.root / "drafts" / name).mkdir()
-        (store.root / "drafts" / name / OWNER).write_text(json.dumps(owner))
+    mine = drafts.begin(store.root, "mine")
+    kind, place, pid, started = mine.name.rsplit(".", 3)
+    assert pid == str(os.getpid())
+    (mine.parent / f"{kind}.{place}.{dead.pid}.{started}").mkdir()
+    elsewhere = mine.parent / f"{kind}.00000000.{dead.pid}.{started}"
+    elsewhere.mkdir()
     Store(store.root)
-    assert sorted(path.name for path in (store.root / "drafts").iterdir()) == ["elsewhere", "mine"]
+    assert set(mine.parent.iterdir()) == {mine, elsewhere}
 
 
 def test_dropped_files_are_gone_for_good_and_the_manifest_says_so(store):

@@ -1,9 +1,7 @@
 """A model's weights for an engine outside this model: as plain tensors, or as a folder that transformers loads."""
 
-import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +13,7 @@ from trace_hydra.engines.base import State
 from trace_hydra.errors import EngineError, StoreError
 from trace_hydra.keys import digest
 from trace_hydra.models.generate import end_ids
-from trace_hydra.store import locks
-from trace_hydra.store.entries import OWNER
+from trace_hydra.store import drafts
 
 
 def active_adapters(model: nn.Module) -> list[str]:
@@ -159,22 +156,21 @@ class Folders:
         kept = self.root / "served" / key if self.keep and key else None
         if kept is not None and kept.is_dir():
             return kept
-        draft = self.root / "drafts" / f"served-{key or 'now'}-{uuid.uuid4().hex[:12]}"
+        draft = None
         try:
-            draft.mkdir(parents=True)
-            (draft / OWNER).write_text(json.dumps(locks.this_process()), encoding="utf-8")
+            draft = drafts.begin(self.root, f"served-{key or 'now'}")
             write(draft)
             for path in draft.rglob("*.safetensors"):
-                path.chmod((draft / OWNER).stat().st_mode)  # made readable for their maker only
+                path.chmod(draft.stat().st_mode & 0o666)  # made readable for their maker only
             if kept is None:
                 return draft.absolute()
             kept.parent.mkdir(exist_ok=True)
             with suppress(OSError):  # another process was first
                 os.rename(draft, kept)
-            (kept / OWNER).unlink(missing_ok=True)
             return kept.absolute()
         except BaseException as error:
-            shutil.rmtree(draft, ignore_errors=True)
+            if draft is not None:
+                shutil.rmtree(draft, ignore_errors=True)
             if isinstance(error, OSError):
                 raise StoreError(
                     f"engine.folder={self.root}: the model cannot be written: {error.strerror or error}. Free space, "

@@ -1,6 +1,5 @@
 """What of a store can go, and its removal: `python -m trace_hydra.store gc`. Loads no torch."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -8,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trace_hydra.store import locks
-from trace_hydra.store.entries import OWNER, Store
+from trace_hydra.store import drafts
+from trace_hydra.store.entries import Store
 from trace_hydra.store.survey import Item, Note, Survey, changed, folder_size, other_folders
 
 Keep = Literal["last", "adapters", "none"]
@@ -68,10 +67,7 @@ def plan(
 
 def _drafts(found: Survey, before: float) -> Iterator[Action]:
     for folder in other_folders(found.root, "drafts"):
-        try:
-            alive = locks.alive(json.loads((folder / OWNER).read_text(encoding="utf-8")))
-        except (OSError, ValueError, AttributeError):
-            alive = None
+        alive = drafts.alive(folder)
         if alive is False or (alive is None and changed(folder) <= before):
             reason = "its writer is gone" if alive is False else "left behind"
             yield Action(f"drafts/{folder.name}", "remove", folder_size(folder), reason, _folder_removal(folder))

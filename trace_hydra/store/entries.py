@@ -20,7 +20,7 @@ from typing import Any
 
 from trace_hydra.errors import StoreError
 from trace_hydra.files import sync_folder, write_bytes
-from trace_hydra.store import locks
+from trace_hydra.store import drafts, locks
 from trace_hydra.store.manifest import MANIFEST, SCHEMA, describe, file_problem, look, sealed
 
 log = logging.getLogger(__name__)
@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 KINDS = ("stages", "answers", "capability", "partial")
 KEY = re.compile(r"[0-9a-f]{8,64}")
 """What can be a key."""
-OWNER = "owner.json"
-"""Of a draft: the process that writes it."""
 _GONE = "gone-"
 """Beginning of the names of entries that are being removed."""
 
@@ -187,25 +185,24 @@ class Store:
         if not self.writable:
             return None
         place = self.folder(kind, key)
-        draft = self.root / "drafts" / f"{kind}-{key}-{uuid.uuid4().hex[:12]}"
+        draft = None
         try:
-            draft.mkdir(parents=True)
-            (draft / OWNER).write_text(json.dumps(locks.this_process()), encoding="utf-8")
+            draft = drafts.begin(self.root, f"{kind}-{key}")
             known = write(draft) or {}
             manifest = {
                 "schema": SCHEMA, "kind": kind, "key": key, "inputs": inputs, "uses": list(uses),
-                "facts": dict(facts or {}), "files": describe(draft, known, skip=OWNER), "versions": dict(versions),
+                "facts": dict(facts or {}), "files": describe(draft, known), "versions": dict(versions),
             }  # fmt: skip
             write_bytes(sealed(manifest), draft / MANIFEST)
             self._rename(draft, place, kind, key)
-            (place / OWNER).unlink(missing_ok=True)  # until here it tells others whose the draft is
         except (OSError, StoreError) as error:
             cause = error if isinstance(error, OSError) else error.__cause__
             if not isinstance(cause, OSError):
                 raise
             raise self._no_room(place, cause, needs) from error
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            if draft is not None:
+                shutil.rmtree(draft, ignore_errors=True)
         return self.find(kind, key)
 
     def drop(self, entry: Entry, names: Sequence[str]) -> None:
@@ -294,14 +291,7 @@ class Store:
     def _sweep_drafts(self) -> None:
         """Remove what processes that are dead were writing."""
         for draft in (self.root / "drafts").iterdir():
-            if draft.name.startswith(_GONE):
-                shutil.rmtree(draft, ignore_errors=True)
-                continue
-            try:
-                owner = json.loads((draft / OWNER).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue  # just made, and empty; `gc` takes what stays
-            if locks.alive(owner) is False:
+            if draft.name.startswith(_GONE) or drafts.alive(draft) is False:
                 shutil.rmtree(draft, ignore_errors=True)
 
     def _no_room(self, place: Path, error: OSError, needs: int | None) -> StoreError:

@@ -88,12 +88,10 @@ def manifest_problem(manifest: Any, kind: str, key: str) -> str | None:
     return None
 
 
-def describe(folder: Path, known: Mapping[str, str], *, skip: str) -> dict[str, Any]:
+def describe(folder: Path, known: Mapping[str, str]) -> dict[str, Any]:
     """Sizes and hashes of the files in a draft, each brought to disk."""
     found = {}
     for path in sorted(folder.iterdir()):
-        if path.name == skip:
-            continue
         if path.name not in known:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
