@@ -13,6 +13,7 @@ from zygote import run_module
 
 from trace_hydra import build, entry
 from trace_hydra.keys import run_key
+from trace_hydra.launch import with_lightning_trainer
 from trace_hydra.targets import find_targets, target_problems
 
 CONF = ROOT / "conf"
@@ -49,7 +50,7 @@ def test_all_groups_are_there():
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda value: value)
 def test_every_option_composes_and_every_target_binds(group, option):
     config = compose_config([f"{group}='{option}'" if group == "seed" else f"{group}={option}"])
-    plain = OmegaConf.to_container(config, resolve=True)
+    plain = with_lightning_trainer(OmegaConf.to_container(config, resolve=True))
     assert [problem for path, node in find_targets(plain) for problem in target_problems(path, node)] == []
 
 

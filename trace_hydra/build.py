@@ -18,7 +18,7 @@ from trace_hydra.engines.needs import needs_of
 from trace_hydra.entry import NAMED_NODES
 from trace_hydra.errors import ConfigError, TraceHydraError, problem_list
 from trace_hydra.keys import name_of
-from trace_hydra.launch import device_problems, shard_problems
+from trace_hydra.launch import device_problems, machine_problems, shard_problems, with_lightning_trainer
 from trace_hydra.methods.base import Method
 from trace_hydra.models.tuning import Tuning
 from trace_hydra.names import safe_name
@@ -108,7 +108,7 @@ def _collect(config: DictConfig, problems: list[str], files: bool = True, plain:
         if (plain is None or MISSING in str(plain)) and (missing := sorted(OmegaConf.missing_keys(config))):
             problems.append(f"no value for {', '.join(missing)}; set it on the command line.")
             return None
-        plain = OmegaConf.to_container(config, resolve=True) if plain is None else plain
+        plain = with_lightning_trainer(OmegaConf.to_container(config, resolve=True) if plain is None else plain)
     except OmegaConfBaseException as error:
         problems.append(f"an interpolation cannot be resolved: {str(error).splitlines()[0]}")
         return None
@@ -302,6 +302,7 @@ def _fit_problems(config: DictConfig, parts: Parts, files: bool) -> Iterator[str
         if str(config.trainer.get("precision")) in ("bf16-true", "16-true"):
             yield f"model.quantization={quantized} with trainer.precision={config.trainer.precision}: use bf16-mixed."
     if files:
+        yield from machine_problems(config)
         yield from parts.model.problems()
     yield from _length_problems(config, parts)
     if files and parts.specs:

@@ -159,6 +159,7 @@ def open_run(
         config.paths.runs = str(scratch)
         config.callbacks, config.logger, config.capability = {}, {}, {"sets": {}, "when": "end"}
         config.trainer.accelerator, config.trainer.precision = "cpu", "32-true"  # nothing is trained
+        config.trainer.compile, config.model.kernels = False, "torch"
         if store is not None:
             config.paths.store = str(store)
     parts = build.validate(config, files=False)

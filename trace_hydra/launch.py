@@ -1,15 +1,25 @@
 """What can be wrong with how many processes and devices a run has."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from omegaconf import DictConfig
 
 from trace_hydra import ranks, zero
 from trace_hydra.keys import name_of
 from trace_hydra.methods.base import Method
+from trace_hydra.models.compiled import compile_problems
+from trace_hydra.models.kernels import kernel_problems
 from trace_hydra.strategies import SHARDED, STRATEGIES
 
 _HOW = "torchrun --nproc-per-node <devices> -m trace_hydra trainer=ddp ..."
+
+
+def with_lightning_trainer(plain: Any) -> Any:
+    """Take from the `trainer` node of a resolved configuration what is ours, not Lightning's."""
+    if not isinstance(trainer := plain.get("trainer"), Mapping):
+        return plain
+    return {**plain, "trainer": {key: value for key, value in trainer.items() if key != "compile"}}
 
 
 def device_problems(config: DictConfig) -> Iterator[str]:
@@ -32,11 +42,27 @@ def device_problems(config: DictConfig) -> Iterator[str]:
         )
     if strategy == "deepspeed":
         yield from zero.problems(config)
+    if trainer.get("compile") and config.model.get("gradient_checkpointing"):
+        yield (
+            "trainer.compile=true with model.gradient_checkpointing=true: torch.compile leaves such layers as they "
+            "are. Set one of them to false."
+        )
+    if strategy in SHARDED and trainer.get("compile"):
+        yield (
+            f"trainer.compile=true with trainer.strategy={strategy}: split weights are not compiled. Set "
+            "trainer.compile=false, or use trainer=ddp."
+        )
     if strategy in SHARDED and config.on_oom == "halve":
         yield (
             f"on_oom=halve with trainer.strategy={strategy}: while one process is out of memory, the others wait for "
             "its part of the weights. Set on_oom=stop."
         )
+
+
+def machine_problems(config: DictConfig) -> Iterator[str]:
+    """List what this machine lacks of compilers and kernels; for an estimate it need not have them."""
+    yield from compile_problems(config.trainer.get("compile", False))
+    yield from kernel_problems(config.model.get("kernels") or "torch", str(config.trainer.get("accelerator")))
 
 
 def shard_problems(config: DictConfig, method: Method) -> Iterator[str]:

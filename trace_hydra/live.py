@@ -23,7 +23,7 @@ from trace_hydra.errors import MethodError, StoreError
 from trace_hydra.fingerprint import Fingerprints, quick_hash
 from trace_hydra.interrupt import Interrupts
 from trace_hydra.methods.base import Method
-from trace_hydra.models.attention import use_for_cpu
+from trace_hydra.models.device import fit_to
 from trace_hydra.models.generate import Decoding
 from trace_hydra.models.weights import put_weights, weights_of
 from trace_hydra.plan import Effort, Stage
@@ -293,8 +293,7 @@ class Live:
         decoding = config.protocol.decoding
         self.method, self._carried, self.row, self._fresh = method, {}, None, True
         model = self.parts.model.load()
-        if trainer.strategy.root_device.type == "cpu":
-            use_for_cpu(model)
+        fit_to(trainer.strategy.root_device, model, config.trainer, config.model.get("kernels") or "torch")
         # A fit converts the model for precisions such as bf16-true; done first, stored and kept states are alike.
         self._convert = trainer.precision_plugin.convert_module
         self._ctx = StageContext(

@@ -15,6 +15,7 @@ from trace_hydra.data.batches import to_device
 from trace_hydra.errors import MethodError
 from trace_hydra.memory import is_out_of_memory
 from trace_hydra.methods.base import Method
+from trace_hydra.models.precision import at_least_fp32
 from trace_hydra.plan import Phase
 from trace_hydra.readings import Readings
 from trace_hydra.strategies import average, average_gradients, load_optimizer, put_whole, whole
@@ -239,7 +240,7 @@ class StageModule(LightningModule):
         if missing := [name for name in self.method.terms if name not in terms]:
             raise MethodError(f"{self.where()}: method.losses gave no term {missing}; it gave {sorted(terms)}.")
         self.readings.add(terms, batch["weight"])
-        return torch.stack([term.float() for term in terms.values()]).sum() * batch["weight"]
+        return torch.stack([term.to(at_least_fp32(term.dtype)) for term in terms.values()]).sum() * batch["weight"]
 
     def _forward(self, call: Callable[[], Any]) -> Any:
         """Let the method take its passes through the model."""

@@ -15,6 +15,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from trace_hydra.models.precision import at_least_fp32
+
 NAME = "sdpa_short_rows"
 """As transformers knows it."""
 LONGEST = 384
@@ -77,7 +79,9 @@ def attend(
     grouped = (query * (scaling if scaling is not None else size**-0.5)).reshape(batch, shared, -1, size)
     scores = torch.matmul(grouped, key.transpose(-1, -2)).view(batch, shared, heads // shared, length, length)
     hidden = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
-    weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), -1, dtype=torch.float32).to(value.dtype)
-    weights = nn.functional.dropout(weights, dropout, training=dropout > 0)
+    scores = scores.masked_fill(hidden, float("-inf"))
+    weights = torch.softmax(scores, -1, dtype=at_least_fp32(scores.dtype)).to(value.dtype)
+    if dropout > 0:
+        weights = nn.functional.dropout(weights, dropout)
     read = torch.matmul(weights.view(batch, shared, -1, length), value).view(batch, heads, length, size)
     return read.transpose(1, 2).contiguous(), None

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trace_hydra.data.encode import IGNORED
+from trace_hydra.models import parts
+from trace_hydra.models.precision import at_least_fp32
 
 
 def label_logits(model: nn.Module, batch: dict[str, Any], **inputs: Any) -> tuple[Tensor, Tensor]:
@@ -26,11 +28,8 @@ def label_logits(model: nn.Module, batch: dict[str, Any], **inputs: Any) -> tupl
         Logits (num_labels, vocab) and their labels (num_labels,), rows of the batch one after the other.
     """
     positions = label_positions(batch)
-    # Padded on the right, no token sees the padding in a causal model; without a mask attention has faster kernels.
-    mask = None if _is_collated(batch) else batch["attention_mask"]
-    given = {"input_ids": batch["input_ids"], "attention_mask": mask, "use_cache": False, **inputs}
-    with only_positions(model, positions), _nothing_packed():
-        logits = model(**given).logits  # (1, num_labels, vocab)
+    with only_positions(model, positions):
+        logits = _logits(model, batch, inputs)  # (1, num_labels, vocab)
     return logits[0], batch["labels"].flatten()[positions + 1]
 
 
@@ -48,13 +47,28 @@ def label_positions(batch: Mapping[str, Any]) -> Tensor:
 def lm_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     """Average the negative log-likelihood of answer tokens and end token over the batch (arXiv:2310.06762, App. .1).
 
+    Of many labels the logits are computed a part at a time (`models.parts`).
+
     Returns:
-        Scalar fp32, nats per labelled token; 0 if the batch has none.
+        Scalar, at least fp32, nats per labelled token; 0 if the batch has none.
     """
+    positions = label_positions(batch)
+    if (head := parts.head_of(model, positions.numel())) is not None:
+        with _intercepted(model) as seen:
+            _logits(model, batch, {})
+        hidden = seen[0].flatten(0, 1).index_select(0, positions)
+        return parts.cross_entropy(head, hidden, batch["labels"].flatten()[positions + 1])
     logits, labels = label_logits(model, batch)
-    if not labels.numel():
-        return logits.float().sum() * 0.0
-    return F.cross_entropy(logits.float(), labels)
+    logits = logits.to(at_least_fp32(logits.dtype))
+    return F.cross_entropy(logits, labels) if labels.numel() else logits.sum() * 0.0
+
+
+def _logits(model: nn.Module, batch: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tensor:
+    """Run the model on a batch whose rows hold one text each."""
+    # Padded on the right, no token sees the padding in a causal model; without a mask attention has faster kernels.
+    mask = None if _is_collated(batch) else batch["attention_mask"]
+    with _nothing_packed():
+        return model(**{"input_ids": batch["input_ids"], "attention_mask": mask, "use_cache": False, **inputs}).logits
 
 
 def _is_collated(batch: Mapping[str, Any]) -> bool:
@@ -103,15 +117,22 @@ def prompt_log_likelihood(model: nn.Module, batch: dict[str, Any]) -> Tensor:
 
 def last_hidden_states(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     """Run the decoder without its output layer: (batch, seq) to (batch, seq, width), after the last norm."""
+    with _intercepted(model) as seen:
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
+    return seen[0]
+
+
+@contextmanager
+def _intercepted(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what the output layer would get, (batch, seq, width); it gets no position."""
     seen: list[Tensor] = []
 
     def keep(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         seen.append(arguments[0])
-        return (arguments[0][:, :1], *arguments[1:])  # logits of one position, nobody reads them
+        return (arguments[0][:, :0], *arguments[1:])
 
     handle = model.get_output_embeddings().register_forward_pre_hook(keep)  # type: ignore[operator]
     try:
-        model(input_ids=ids, attention_mask=mask, use_cache=False)
+        yield seen
     finally:
         handle.remove()
-    return seen[0]

@@ -51,6 +51,7 @@ class Pretrained:
         published: str | None,
         architecture: Mapping[str, Any] | None = None,
         quantization: str | None = None,
+        kernels: str = "torch",
     ):
         """Keep the settings; reads and imports nothing.
 
@@ -66,6 +67,7 @@ class Pretrained:
             context_length: Positions the model was trained for.
             parameters: Weights in all, for the plan's estimates.
             published: The model's name in published tables, null if in none.
+            kernels: Of norms, rotary positions and gated layers, one of `kernels.KINDS`; put in by whoever trains.
             quantization: "nf4": linear layers but the output layer hold 4-bit weights, which cannot train (QLoRA).
             architecture: `model_type` and the sizes of its config.json, for `skeleton` of a Hub id.
         """
@@ -82,6 +84,7 @@ class Pretrained:
         self.published = published
         self.architecture = dict(architecture or {})
         self.quantization = quantization
+        self.kernels = kernels
         self._fetched: dict[bool, Path] = {}
 
     @property

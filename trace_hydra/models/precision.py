@@ -1,10 +1,15 @@
-"""Weights in the type that autocast would compute in, cast once instead of in every forward pass."""
+"""Types of numbers: what losses are computed in, and weights in autocast's type, cast once instead of in every pass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+
+def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    """The type to compute losses, and softmax, of such numbers in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @contextmanager

@@ -70,6 +70,7 @@ class SmolLM2:
         context_length: int,
         parameters: int,
         published: str | None,
+        kernels: str = "torch",
     ):
         """Keep the settings; `cache_dir` null reads the GGUF file every time. The others: see `load.Pretrained`."""
         self.name = name
@@ -81,6 +82,7 @@ class SmolLM2:
         self.context_length = context_length
         self.parameters = parameters
         self.published = published
+        self.kernels = kernels
         self._checked: Path | None = None
 
     def problems(self) -> list[str]:

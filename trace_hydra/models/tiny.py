@@ -29,6 +29,7 @@ class Tiny:
         context_length: int,
         parameters: int,
         published: str | None,
+        kernels: str = "torch",
     ):
         """Keep the settings; `hidden_size` must be an even multiple of `num_heads`. The others: `load.Pretrained`."""
         self.name = name
@@ -42,6 +43,7 @@ class Tiny:
         self.context_length = context_length
         self.parameters = parameters
         self.published = published
+        self.kernels = kernels
 
     def problems(self) -> list[str]:
         """List settings that make no model."""
