@@ -74,7 +74,7 @@ def test_training_is_the_same_within_rounding_and_compiles_little(tmp_path, meth
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.long
 def test_bf16_autocast_and_lora(tmp_path):
     settings = [*ONE, "method=lora", "trainer.precision=bf16-mixed"]
     eager = run_tiny(tmp_path / "eager", settings)

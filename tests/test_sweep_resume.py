@@ -335,7 +335,7 @@ def running(folder: Path) -> list[int]:
     return found
 
 
-LONG = ("budget.default_epochs=400", "evaluation=diagonal_last", "checkpoint.every_steps=20")
+LONG = ("budget.default_epochs=250", "evaluation=diagonal_last", "checkpoint.every_steps=20")
 
 
 @pytest.mark.slow

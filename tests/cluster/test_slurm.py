@@ -104,6 +104,7 @@ def test_a_job_that_is_lost_ends_the_wait(slurm, tmp_path):
     assert process.returncode == 75 and "ended without a result" in said, said
 
 
+@pytest.mark.long
 def test_the_batch_file_asks_for_what_the_preset_says(slurm, tmp_path):
     given = ("hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=2", "hydra.launcher.poll_s=1")
     end(start(tmp_path, *given, "budget.default_epochs=1", seeds="'0'", environment=slurm.environment()))

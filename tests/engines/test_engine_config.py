@@ -180,7 +180,9 @@ def test_an_engine_is_told_the_state_before_it_is_asked(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["seqft", "anyssr", "pp"])
+@pytest.mark.parametrize(
+    "method", ["seqft", *(pytest.param(name, marks=pytest.mark.long) for name in ("anyssr", "pp"))]
+)
 def test_continuous_batching_predicts_what_hf_predicts(method, tmp_path):
     """Whole runs of a plain method, one that routes prompts and one of soft prompts."""
     matrices = []
