@@ -67,7 +67,7 @@ def read(bench: Bench) -> float:
     """Read all prompts once, in the batches of training; returns seconds."""
     from trace_hydra.data.batches import TrainBatches, to_device
 
-    model = bench.model().eval()
+    model = bench.model(ours=True).eval()
     batches = list(TrainBatches(bench.rows, batch_size=8, micro_batch_size=8, seed="0"))
     with torch.inference_mode(), torch.autocast(bench.device, torch.bfloat16), Stopwatch() as watch:
         for step in batches:

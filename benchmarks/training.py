@@ -24,6 +24,7 @@ from trace_hydra.context import StageContext
 from trace_hydra.data.batches import TrainBatches
 from trace_hydra.data.encode import IGNORED, EncodedRow
 from trace_hydra.methods.base import Method
+from trace_hydra.models.device import fit_to
 from trace_hydra.models.generate import Decoding
 from trace_hydra.plan import Phase, Stage
 from trace_hydra.run import quiet
@@ -48,10 +49,13 @@ class Bench:
         self.start = self.parts.model.load()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def model(self) -> Any:
-        """Give a model in the start state, as tuned."""
+    def model(self, *, ours: bool = False) -> Any:
+        """Give a model in the start state, as tuned; ours as a run fits it to the device."""
         torch.manual_seed(0)
-        model = self.parts.tuning.apply(copy.deepcopy(self.start))
+        model = copy.deepcopy(self.start)
+        if ours:
+            fit_to(torch.device(self.device), model, self.config.trainer, self.config.model.get("kernels") or "torch")
+        model = self.parts.tuning.apply(model)
         model.train()
         return model.to(self.device)
 
@@ -62,7 +66,7 @@ class Bench:
 
 def ours(bench: Bench, rows: Sequence[EncodedRow]) -> Mapping[str, Any]:
     """One phase of a stage, as the framework trains it."""
-    model = bench.model()
+    model = bench.model(ours=True)
     ctx = StageContext(
         model=model, tokenizer=bench.plan.tokenizer, encoder=bench.plan.encoder, tuning=bench.parts.tuning,
         device=torch.device(bench.device), decoding=Decoding(False, 1.0, 1.0), batch_tokens=4096, instructions={},

@@ -1,10 +1,13 @@
 """Rows to ids: labels by construction, truncation, batches."""
 
+from itertools import product
+from random import Random
+
 import numpy as np
 import pytest
 from conftest import compose_config
 
-from trace_hydra.data.batches import TrainBatches, bucketed_steps, collate, deal
+from trace_hydra.data.batches import PASS, TrainBatches, bucketed_steps, collate, deal
 from trace_hydra.data.encode import IGNORED, EncodedRow, Encoder
 from trace_hydra.data.task import TRACE_TASKS, Example, shared_instruction
 from trace_hydra.errors import ConfigError
@@ -187,11 +190,29 @@ def test_a_process_without_rows_of_its_own_takes_part_without_counting(tokenizer
 
 
 def test_short_rows_fill_a_micro_batch_up_to_the_memory_of_long_ones():
-    """Two rows of 10 tokens, 2 of them labels, may stand together: 20 padded tokens and 4 labels."""
+    """Two rows of 10 tokens, 2 of them labels, may stand together: 20 padded tokens and 4 labels. Five passes are the
+    fewest, and of those ways in five, this one pads least."""
     rows = [EncodedRow(np.arange(length), length - labels, False, str(length)) for length, labels in LENGTHS]
     dealt = deal(rows, tokens=20, labels=4, most=9)
     assert [[len(row.ids) for row in micro] for micro in dealt] == [[2, 2, 3, 4], [4, 5, 5], [8, 8], [10, 10], [30]]
     assert [len(micro) for micro in deal(rows[:3], tokens=20, labels=4, most=2)] == [2, 1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_micro_batches_cost_least_of_all_ways_to_cut_a_step(seed):
+    """All 2^(n-1) ways are tried."""
+    rng = Random(seed)
+    lengths = sorted(rng.choice([10, 200, 700]) + rng.randrange(100) for _ in range(9))
+    rows = [EncodedRow(np.arange(length), length - 1, False, "") for length in lengths]
+    costs = []
+    for cuts in product([False, True], repeat=8):
+        ends = [at + 1 for at, cut in enumerate(cuts) if cut] + [9]
+        ways = list(zip([0, *ends], ends, strict=False))
+        if all((end - start) * lengths[end - 1] <= 2000 and end - start <= 5 for start, end in ways if end - start > 1):
+            costs.append(sum((end - start) * lengths[end - 1] + PASS for start, end in ways))
+    dealt = deal(rows, tokens=2000, labels=99, most=5)
+    assert [len(row.ids) for micro in dealt for row in micro] == lengths
+    assert sum(len(micro) * len(micro[-1].ids) + PASS for micro in dealt) == min(costs)
 
 
 LENGTHS = [(2, 1), (2, 1), (3, 1), (4, 1), (4, 2), (5, 1), (5, 1), (8, 1), (8, 1), (10, 2), (10, 2), (30, 1)]

@@ -9,6 +9,10 @@ import numpy as np
 
 from trace_hydra.data.encode import IGNORED, EncodedRow
 
+PASS = 256
+"""Tokens that a forward and backward pass costs beside its own. On 2 cores of an AMD EPYC, SmolLM2, full tuning, bf16
+autocast: one row of 512 tokens 1.22 s, two 1.87, four 3.50, eight of 256 3.03."""
+
 
 class LabelPositions:
     """Where a batch has labels, known without asking the device; no collection to Lightning, which copies those.
@@ -31,7 +35,7 @@ class TrainBatches:
     Args:
         rows: Encoded rows, at least one.
         batch_size: Rows of an optimizer step.
-        micro_batch_size: Rows of a forward pass; of short rows as many as take no more memory (`deal`).
+        micro_batch_size: Rows of a forward pass; of short rows more, as far as they take no more memory (`deal`).
         seed: Any string; the epoch is added to it.
         rank: This process, from 0.
         world_size: Processes that share each step; their gradients are averaged.
@@ -90,7 +94,9 @@ class TrainBatches:
 
 
 def deal(rows: Sequence[EncodedRow], tokens: int, labels: int, most: int) -> list[list[EncodedRow]]:
-    """Deal the rows of a step, sorted by length, into micro-batches.
+    """Deal the rows of a step, sorted by length, into micro-batches that together cost least.
+
+    A micro-batch costs its padded tokens and `PASS` for the pass itself.
 
     Args:
         rows: Shortest first.
@@ -98,15 +104,24 @@ def deal(rows: Sequence[EncodedRow], tokens: int, labels: int, most: int) -> lis
         labels: Positions with a loss, likewise.
         most: Rows of a micro-batch, at most.
     """
+    cheapest, starts = [0], [0]  # of the first so many rows: their cost, and where their last micro-batch begins
+    for end in range(1, len(rows) + 1):
+        longest, num_labels = len(rows[end - 1].ids), 0
+        options = []
+        for start in range(end - 1, max(-1, end - 1 - most), -1):
+            num_labels += rows[start].num_labels
+            size = (end - start) * longest
+            if start < end - 1 and (size > tokens or num_labels > labels):
+                break
+            options.append((cheapest[start] + size + PASS, start))
+        cost, start = min(options)
+        cheapest.append(cost)
+        starts.append(start)
     dealt: list[list[EncodedRow]] = []
-    for row in rows:
-        last = dealt[-1] if dealt else []
-        fits = (len(last) + 1) * len(row.ids) <= tokens
-        fits = fits and sum(one.num_labels for one in last) + row.num_labels <= labels
-        if last and fits and len(last) < most:
-            last.append(row)
-        else:
-            dealt.append([row])
+    end = len(rows)
+    while end:
+        dealt.insert(0, list(rows[starts[end] : end]))
+        end = starts[end]
     return dealt
 
 

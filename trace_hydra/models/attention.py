@@ -1,8 +1,8 @@
-"""Causal attention for CPUs: products of whole matrices for short rows, PyTorch's blockwise kernel for long ones.
+"""Causal attention for CPUs, as transformers calls it: by blocks of matrices, in place of PyTorch's kernel.
 
-PyTorch's CPU kernel works in blocks that pay for long rows only. Forward and backward pass together took 1.7 ms here
-and 10.1 there for 8 rows of 64 tokens, 13.9 and 27.5 for 4 of 256, and as long for rows of 512 (9 heads of 64, bf16,
-one thread of an AMD EPYC). The results differ by rounding.
+Forward and backward pass together took 2.5 ms by blocks and 18.8 by PyTorch's kernel for 16 rows of 64 tokens, 22 and
+84 for 4 of 512, 67 and 174 for one of 2,048 (9 heads of 64, 3 key heads, bf16, one thread of an AMD EPYC). The results
+differ by rounding.
 """
 
 from collections.abc import Iterator
@@ -15,16 +15,14 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from trace_hydra.models.precision import at_least_fp32
+from trace_hydra.models.blocks import causal_attention
 
-NAME = "sdpa_short_rows"
+NAME = "sdpa_by_blocks"
 """As transformers knows it."""
-LONGEST = 384
-"""Tokens of the rows whose scores are computed as one matrix."""
 
 
 def use_for_cpu(model: PreTrainedModel) -> None:
-    """Let a model that attends by PyTorch's kernel, on a CPU, choose by the length of its rows."""
+    """Let a model that attends by PyTorch's kernel, on a CPU, attend by blocks."""
     if model.config._attn_implementation == "sdpa":
         AttentionInterface.register(NAME, attend)
         AttentionMaskInterface.register(NAME, sdpa_mask)
@@ -69,19 +67,10 @@ def attend(
     Returns:
         (batch, seq, heads, size), and no weights.
     """
-    batch, heads, length, size = query.shape
+    length = query.shape[2]
     plain = attention_mask is None and keywords.get("is_causal") is not False and key.shape[2] == length
-    if not plain or not 1 < length <= LONGEST or keywords.get("position_bias") is not None:
+    if not plain or length == 1 or dropout > 0 or keywords.get("position_bias") is not None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **keywords
         )
-    shared = key.shape[1]  # heads that have keys of their own; several query heads read each
-    grouped = (query * (scaling if scaling is not None else size**-0.5)).reshape(batch, shared, -1, size)
-    scores = torch.matmul(grouped, key.transpose(-1, -2)).view(batch, shared, heads // shared, length, length)
-    hidden = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
-    scores = scores.masked_fill(hidden, float("-inf"))
-    weights = torch.softmax(scores, -1, dtype=at_least_fp32(scores.dtype)).to(value.dtype)
-    if dropout > 0:
-        weights = nn.functional.dropout(weights, dropout)
-    read = torch.matmul(weights.view(batch, shared, -1, length), value).view(batch, heads, length, size)
-    return read.transpose(1, 2).contiguous(), None
+    return causal_attention(query, key, value, scaling if scaling is not None else query.shape[-1] ** -0.5), None
