@@ -17,7 +17,6 @@ _SHORT = 512
 """Rows up to this length are computed by 64 queries at a time, longer ones by 128."""
 
 
-@torch.compiler.disable  # the number of blocks is another for every length
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     """Attend; every token to itself and those before it. Can be differentiated once.
 
@@ -33,7 +32,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
     if torch.is_autocast_enabled(query.device.type):
         kind = torch.get_autocast_dtype(query.device.type)
         query, key, value = (one if one.dtype == torch.float64 else one.to(kind) for one in (query, key, value))
-    return _Blocks.apply(query, key, value, scaling)  # type: ignore[return-value]
+    return _uncompiled(query, key, value, scaling)
 
 
 class _Blocks(torch.autograd.Function):
@@ -73,13 +72,17 @@ class _Blocks(torch.autograd.Function):
             given = grouped[:, :, :, start:end].reshape(batch * shared, -1, size)  # (n, r * block, d)
             of_values[:, :end] += torch.bmm(weights.transpose(1, 2), given)
             of_weights = torch.bmm(given, values[:, :end].transpose(1, 2))
-            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
             block = queries[:, :, start:end]
             of_queries[:, :, start:end] = torch.bmm(of_scores, keys[:, :end]).view_as(block)
             of_keys[:, :end] += torch.bmm(of_scores.transpose(1, 2), block.reshape(len(keys), -1, size))
         of_queries = of_queries.mul_(ctx.scaling).view(batch, heads, length, size)
         shape = ctx.shapes[1]
         return of_queries, of_keys.to(keys.dtype).view(shape), of_values.to(values.dtype).view(shape), None
+
+
+_uncompiled: Any = torch.compiler.disable(_Blocks.apply)
+"""A compiler would make code for every number of blocks."""
 
 
 def _weights(queries: Tensor, keys: Tensor, start: int, end: int) -> Tensor:
