@@ -5,10 +5,11 @@ Forward and backward pass together took 2.5 ms by blocks and 18.8 by PyTorch's k
 differ by rounding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -18,6 +19,8 @@ from trace_hydra.models.blocks import causal_attention
 
 NAME = "sdpa_by_blocks"
 """As transformers knows it."""
+_by_blocks: Callable[..., Tensor] = torch.compiler.disable(causal_attention)
+"""A compiler would make code for every number of blocks."""
 
 
 def use_for_cpu(model: PreTrainedModel) -> None:
@@ -72,4 +75,4 @@ def attend(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **keywords
         )
-    return causal_attention(query, key, value, scaling if scaling is not None else query.shape[-1] ** -0.5), None
+    return _by_blocks(query, key, value, scaling if scaling is not None else query.shape[-1] ** -0.5), None

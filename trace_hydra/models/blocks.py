@@ -32,7 +32,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
     if torch.is_autocast_enabled(query.device.type):
         kind = torch.get_autocast_dtype(query.device.type)
         query, key, value = (one if one.dtype == torch.float64 else one.to(kind) for one in (query, key, value))
-    return _uncompiled(query, key, value, scaling)
+    return _Blocks.apply(query, key, value, scaling)  # type: ignore[return-value]
 
 
 class _Blocks(torch.autograd.Function):
@@ -79,10 +79,6 @@ class _Blocks(torch.autograd.Function):
         of_queries = of_queries.mul_(ctx.scaling).view(batch, heads, length, size)
         shape = ctx.shapes[1]
         return of_queries, of_keys.to(keys.dtype).view(shape), of_values.to(values.dtype).view(shape), None
-
-
-_uncompiled: Any = torch.compiler.disable(_Blocks.apply)
-"""A compiler would make code for every number of blocks."""
 
 
 def _weights(queries: Tensor, keys: Tensor, start: int, end: int) -> Tensor:
