@@ -19,7 +19,7 @@ from trace_hydra.models.blocks import causal_attention
 
 NAME = "sdpa_by_blocks"
 """As transformers knows it."""
-_by_blocks: Callable[..., Tensor] = torch.compiler.disable(causal_attention)
+_by_blocks: Callable[..., Any] = torch.compiler.disable(causal_attention)
 """A compiler would make code for every number of blocks."""
 
 
