@@ -20,6 +20,7 @@ from rich.table import Table
 from benchmarks.common import Stopwatch, machine, options
 from benchmarks.training import Bench, ours
 from trace_hydra.models.forward import label_logits
+from trace_hydra.models.precision import cast_once
 from trace_hydra.run import quiet
 
 SIZES = (1024, 2048, 4096)
@@ -69,7 +70,7 @@ def read(bench: Bench) -> float:
 
     model = bench.model(ours=True).eval()
     batches = list(TrainBatches(bench.rows, batch_size=8, micro_batch_size=8, seed="0"))
-    with torch.inference_mode(), torch.autocast(bench.device, torch.bfloat16), Stopwatch() as watch:
+    with torch.inference_mode(), torch.autocast(bench.device, torch.bfloat16), cast_once(model), Stopwatch() as watch:
         for step in batches:
             for batch in step:
                 label_logits(model, to_device(batch, bench.device))
