@@ -141,14 +141,28 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def show(contenders: Sequence[Contender], parted: dict[str, list[float]], cells: int, arguments: Any) -> None:
-    """Print ratios of all cells together, and where answers part."""
+    """Print ratios of all cells together and of each task's, and where answers part."""
+    tasks = by_task(contenders)
+    for task, seconds in tasks.items():
+        times = ", ".join(f"{name} {value:.1f} s ({value / seconds['ours']:.2f} x)" for name, value in seconds.items())
+        print(f"{task}: {times}")
     totals = {one.name: sum(sample["seconds"] for sample in one.samples) for one in contenders}
     for name, margins in parted.items():
         widest = max(map(abs, margins), default=0.0)
         print(f"{name}: {totals[name]:.1f} s, {totals[name] / totals['ours']:.2f} x ours; {len(margins)} answers are")
         print(f"  other than ours, and part where logits differ by at most {widest:.3f}")
     title = f"matrix of {cells} cells, median and spread over cells"
-    report(title, contenders, arguments.out, seconds=totals, parted=parted)
+    report(title, contenders, arguments.out, seconds=totals, tasks=tasks, parted=parted)
+
+
+def by_task(contenders: Sequence[Contender]) -> dict[str, dict[str, float]]:
+    """Add up the seconds of each task's cells: task -> contender -> seconds."""
+    found: dict[str, dict[str, float]] = {}
+    for one in contenders:
+        for sample in one.samples:
+            seconds = found.setdefault(sample["cell"][1], {})
+            seconds[one.name] = seconds.get(one.name, 0.0) + sample["seconds"]
+    return found
 
 
 def settings(tasks: int) -> list[str]:

@@ -52,6 +52,8 @@ def test_matrix_evaluation(run):
     assert "TRACE's code" in [one["name"] for one in others]
     assert all(abs(margin) < 0.1 for margins in found["parted"].values() for margin in margins)
     assert "x ours" in printed
+    assert found["tasks"].keys() == {"C-STANCE", "FOMC"} and "C-STANCE: ours" in printed
+    assert sum(one["ours"] for one in found["tasks"].values()) == pytest.approx(found["seconds"]["ours"])
 
 
 def test_shared_heads(run):

@@ -1,5 +1,6 @@
 """Rows that come and go: the answers of transformers' `generate`, whatever else is under way, and less work."""
 
+import copy
 from typing import Any
 from unittest.mock import patch
 
@@ -8,7 +9,7 @@ import torch
 from doubles import Letters
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
-from trace_hydra.models import decode, generate
+from trace_hydra.models import attention, decode, generate
 from trace_hydra.models.decode import sampler, shared_head
 from trace_hydra.models.generate import Decoding
 from trace_hydra.models.precision import cast_once
@@ -31,12 +32,16 @@ PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [3, 4], [20, 21, 22, 23], [2
 def built(config):
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        return AutoModelForCausalLM.from_config(config).eval()
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=[*CONFIGS, "llama, attention for CPUs"])
 def model(request):
-    return built(CONFIGS[request.param])
+    name, *ours = request.param.split(", ")
+    made = built(CONFIGS[name])
+    if ours:
+        attention.use_for_cpu(made)
+    return made
 
 
 def texts(model, prompts=PROMPTS, **changes):
@@ -82,7 +87,7 @@ def test_a_slot_that_is_free_takes_the_next_prompt():
     with torch.inference_mode(), patch.object(model, "forward", watch):
         found = dict(decode.decode(model, prompts, plan, 2 * (9 + 8)))
     assert found == {0: [3] * 8, 1: [2], 2: [2], 3: [2]}
-    assert passes == [(2, 9), (1, 3), (1, 2), *[(2, 1)] * 7]
+    assert passes == [(2, 9), (1, 3), (1, 2), *[(1, 1)] * 7]  # a slot that is free for good is not read
 
 
 def test_a_shared_head_is_read_once():
@@ -96,6 +101,42 @@ def test_a_shared_head_is_read_once():
     with patch.object(model, "forward", watch):
         texts(model, [HEAD + one for one in PROMPTS], max_new_tokens=1)
     assert seen == [20, 8 * 9]  # the head, and eight rows behind it padded to nine tokens
+
+
+def test_short_prompts_are_read_apart_from_long_ones():
+    """40 tokens and seven times one: 8 x 40 columns in one pass cost more than a pass."""
+    model, seen = built(CONFIGS["llama"]), []
+    original = model.forward
+
+    def watch(*arguments, **keywords):
+        seen.append(tuple(keywords["input_ids"].shape))
+        return original(*arguments, **keywords)
+
+    with patch.object(model, "forward", watch):
+        texts(model, [[9] * 40] + [[8]] * 7, max_new_tokens=1)
+    assert seen == [(1, 40), (7, 1)]
+
+
+def test_a_head_that_is_kept_once_leaves_room_for_rows():
+    """20 + 6 columns and 4 for answers: of 70 tokens, two rows with a head each; five where the head is kept apart."""
+    seen = []
+
+    def widest(model):
+        original, passes = model.forward, []
+
+        def watch(*arguments, **keywords):
+            passes.append(len(keywords["input_ids"]))
+            return original(*arguments, **keywords)
+
+        with patch.object(model, "forward", watch):
+            texts(model, [HEAD + one[:6] for one in PROMPTS], max_new_tokens=4, batch_tokens=70)
+        seen.append(max(passes))
+
+    model = built(CONFIGS["llama"])
+    widest(model)
+    attention.use_for_cpu(model)
+    widest(model)
+    assert seen == [2, 5]
 
 
 def test_how_much_prompts_share():

@@ -15,6 +15,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from trace_hydra.models import remembered
 from trace_hydra.models.blocks import causal_attention
 
 NAME = "sdpa_by_blocks"
@@ -69,6 +70,8 @@ def attend(
     Returns:
         (batch, seq, heads, size), and no weights.
     """
+    if (found := remembered.attend(module, query, key, value, attention_mask, scaling, keywords)) is not None:
+        return found, None
     length = query.shape[2]
     plain = attention_mask is None and keywords.get("is_causal") is not False and key.shape[2] == length
     if not plain or length == 1 or dropout > 0 or keywords.get("position_bias") is not None:

@@ -5,6 +5,7 @@ Which answer a prompt gets does not depend on the others, but for rounding: samp
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +13,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
+from trace_hydra.models import attention
 from trace_hydra.models.forward import only_positions
-from trace_hydra.models.slots import Slots
+from trace_hydra.models.lookup import Lookup, best_width, pass_cost
+from trace_hydra.models.remembered import behind
+from trace_hydra.models.slots import Slots, as_attended
 
 SHARED = 16
 """Tokens that all prompts must share before they are read apart."""
@@ -27,11 +31,12 @@ class _Row:
     """A prompt under way."""
 
     index: int
-    slot: int
-    num_prompt: int
     new: list[int] = field(default_factory=list)
     numbers: list[float] = field(default_factory=list)
     """Uniform in [0, 1), one for each token that may be sampled."""
+    lookup: Lookup | None = None
+    draft: list[int] = field(default_factory=list)
+    """What the pass under way reads behind the newest token."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,9 @@ class Plan:
     """Index of a prompt -> its numbers."""
     stopped: Callable[[Sequence[int]], bool]
     """New tokens -> whether a stop string is there."""
+    drafts: bool = False
+    """Whether several tokens of a row are chosen in one pass where its text repeats itself; `choose` gets no numbers
+    then."""
 
 
 def decode(
@@ -57,31 +65,56 @@ def decode(
         model: A causal LM that `slots.attends_to_all`, on its device, in eval mode.
         prompts: Token ids, none empty.
         plan: Limits and choice.
-        batch_tokens: Columns of all slots together, at most; there is at least one slot.
+        batch_tokens: Columns of all slots together, and of a head that is kept apart; there is at least one slot.
     """
     waiting = deque(sorted(range(len(prompts)), key=lambda index: -len(prompts[index])))
     if not waiting:
         return
-    longest = len(prompts[waiting[0]]) + plan.max_new_tokens
-    count = max(1, min(len(prompts), batch_tokens // longest))
-    slots = Slots(model.config.get_text_config().num_hidden_layers, count)
-    head = shared_head(prompts)
-    read = _Reader(model, prompts[0][:head])
-    rows: dict[int, _Row] = {}
+    read = _Reader(model, prompts[0][: shared_head(prompts)])
+    longest = len(prompts[waiting[0]]) - read.apart + plan.max_new_tokens
+    count = max(1, min(len(prompts), (batch_tokens - read.apart) // longest))
+    slots = Slots(model.config.get_text_config().num_hidden_layers, count, longest, read.apart)
+    rows: list[_Row] = []  # in the order of their slots
     while waiting or rows:
-        free = [slot for slot in range(count) if slot not in rows]
-        if waiting and (len(free) >= max(1, _REFILL * count) or not rows):
-            new = [_Row(waiting.popleft(), slot, 0) for slot in free[: len(waiting)]]
-            for row in new:
-                row.num_prompt, row.numbers = len(prompts[row.index]), plan.numbers(row.index)
-            logits, filled = read([prompts[row.index][head:] for row in new])
-            slots.admit([row.slot for row in new], filled, [row.num_prompt for row in new])
-            rows.update((row.slot, row) for row in new)
-            yield from _take(new, logits, plan, slots, rows)
+        free = count - len(rows)
+        if waiting and (free >= max(1, _REFILL * count) or not rows):
+            asked = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+            for group in groups([len(prompts[index]) - read.head.length for index in asked], read.pass_cost):
+                new = [_Row(asked[at], numbers=plan.numbers(asked[at])) for at in group]
+                tails = [prompts[row.index][read.head.length :] for row in new]
+                logits, filled = read(tails)
+                slots.admit(filled, [len(prompts[row.index]) - read.apart for row in new])
+                for row in new if plan.drafts else ():
+                    row.lookup = Lookup(prompts[row.index])
+                rows += new
+                yield from _take(rows, range(len(rows) - len(new), len(rows)), logits[:, None], plan, slots)
             continue
-        active = list(rows.values())
-        logits = _step(model, slots, active)
-        yield from _take(active, logits, plan, slots, rows)
+        _draft(rows, plan, read.pass_cost)
+        with read.remembering():
+            logits = _step(model, slots, rows)
+        yield from _take(rows, range(len(rows)), logits, plan, slots)
+
+
+def groups(lengths: Sequence[int], cost: int) -> list[list[int]]:
+    """Cut prompts, longest first, into passes so that padding and passes together cost least.
+
+    Args:
+        lengths: Of what is read, longest first.
+        cost: What a pass costs beside its tokens, in tokens.
+
+    Returns:
+        Places in `lengths`.
+    """
+    best, begun = [0] * (len(lengths) + 1), [0] * (len(lengths) + 1)
+    for end in range(1, len(lengths) + 1):
+        best[end], begun[end] = min(
+            (best[start] + cost + (end - start) * lengths[start], start) for start in range(end)
+        )
+    found, end = [], len(lengths)
+    while end:
+        found.append(list(range(begun[end], end)))
+        end = begun[end]
+    return found[::-1]
 
 
 def shared_head(prompts: Sequence[Sequence[int]]) -> int:
@@ -105,7 +138,7 @@ class Head:
             cache = DynamicCache()
             with only_positions(model, torch.tensor([len(ids) - 1], device=model.device)):
                 model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
-            self.states = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[misc]
+            self.states = [(as_attended(one.keys), as_attended(one.values)) for one in cache.layers]  # type: ignore
 
     def cache(self, rows: int) -> DynamicCache:
         """Make a cache that holds it for so many rows."""
@@ -121,6 +154,13 @@ class _Reader:
     def __init__(self, model: Any, head: Sequence[int]):
         self.model, self.device = model, model.device
         self.head = Head(model, head)
+        self.pass_cost = pass_cost(self.device.type)
+        self.apart = self.head.length if model.config.get_text_config()._attn_implementation == attention.NAME else 0
+        """Tokens of the head that stay where they are; 0: each row has a copy."""
+
+    def remembering(self) -> AbstractContextManager[None]:
+        """Let passes see the head that is kept apart."""
+        return behind(self.head.states) if self.apart else nullcontext()
 
     def __call__(self, tails: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
         """Give the logits behind each prompt, (rows, vocab), and the keys and values, from the first column on."""
@@ -129,45 +169,80 @@ class _Reader:
         for row, tail in enumerate(tails):  # padded on the right: no token sees the padding
             ids[row, : len(tail)] = torch.tensor(tail)
         last = torch.tensor([row * longest + len(tail) - 1 for row, tail in enumerate(tails)])
-        cache, given = self.head.cache(len(tails)), dict[str, Any]()
-        if length := self.head.length:
-            own = torch.ones(longest, longest, dtype=torch.bool).tril()
-            seen = torch.cat([torch.ones(longest, length, dtype=torch.bool), own], 1)
-            given["attention_mask"] = seen[None, None].expand(len(tails), 1, -1, -1).to(self.device)
-            given["position_ids"] = torch.arange(length, length + longest, device=self.device)[None]
-        with only_positions(self.model, last.to(self.device)):
-            output = self.model(input_ids=ids.to(self.device), past_key_values=cache, use_cache=True, **given)
-        return output.logits[0], cache
+        given = self._behind_head(len(tails), longest) if self.head.length else {"past_key_values": DynamicCache()}
+        with only_positions(self.model, last.to(self.device)), self.remembering():
+            output = self.model(input_ids=ids.to(self.device), use_cache=True, **given)
+        return output.logits[0], given["past_key_values"]
+
+    def _behind_head(self, rows: int, longest: int) -> dict[str, Any]:
+        """Make cache, mask and positions for tokens behind the head."""
+        length = self.head.length
+        given: dict[str, Any] = {"position_ids": torch.arange(length, length + longest, device=self.device)[None]}
+        seen = torch.ones(longest, longest, dtype=torch.bool).tril()
+        if self.apart:
+            given["past_key_values"] = DynamicCache()
+        else:
+            given["past_key_values"] = self.head.cache(rows)
+            seen = torch.cat([torch.ones(longest, length, dtype=torch.bool), seen], 1)
+        return {**given, "attention_mask": seen[None, None].expand(rows, 1, -1, -1).to(self.device)}
 
 
-def _step(model: Any, slots: Slots, active: Sequence[_Row]) -> Tensor:
-    """Read the newest token of every row; gives the logits of those active."""
-    device = model.device
-    ids = torch.zeros(len(slots.lengths), 1, dtype=torch.long)
-    for row in active:
-        ids[row.slot, 0] = row.new[-1]
-    output = model(
-        input_ids=ids.to(device),
-        attention_mask=slots.mask(device),
-        position_ids=slots.positions(device),
-        past_key_values=slots.cache,
-        use_cache=True,
-    )
-    slots.step()
-    return output.logits[[row.slot for row in active], -1]
+def _draft(rows: Sequence[_Row], plan: Plan, cost: int) -> None:
+    """Give each row the tokens that the next pass reads behind its newest."""
+    left = [plan.max_new_tokens - len(row.new) - 1 for row in rows]  # a pass gives a token more than it drafted
+    width = min(best_width([row.lookup.chance if row.lookup else 0.0 for row in rows], cost), max(left))
+    for row, most in zip(rows, left, strict=True):
+        row.draft = row.lookup.draft(min(width, most)) if row.lookup else []
+
+
+def _step(model: Any, slots: Slots, rows: Sequence[_Row]) -> Tensor:
+    """Read the newest token of every row and its draft; gives logits (rows, tokens, vocab)."""
+    width = 1 + max(len(row.draft) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    for at, row in enumerate(rows):
+        ids[at, : 1 + len(row.draft)] = torch.tensor([row.new[-1], *row.draft])
+    return model(input_ids=ids.to(model.device), **slots.begin(width, model.device)).logits
 
 
 def _take(
-    active: Sequence[_Row], logits: Tensor, plan: Plan, slots: Slots, rows: dict[int, _Row]
+    rows: list[_Row], asked: Sequence[int], logits: Tensor, plan: Plan, slots: Slots
 ) -> Iterator[tuple[int, list[int]]]:
-    """Choose a token for each row, and end those that are done."""
-    numbers = [row.numbers[len(row.new)] if row.numbers else 0.0 for row in active]
-    for row, token in zip(active, plan.choose(logits, numbers).tolist(), strict=True):
+    """Choose tokens for rows, as many as their drafts foresaw and one more, and end those that are done.
+
+    Args:
+        rows: All under way.
+        asked: Places of those that the logits belong to.
+        logits: (asked rows, tokens, vocab).
+        plan: Limits and choice.
+        slots: Of the rows.
+    """
+    numbers = [row.numbers[len(row.new)] if row.numbers else 0.0 for row in map(rows.__getitem__, asked)]
+    width = logits.shape[1]
+    chosen = plan.choose(logits.flatten(0, 1), [number for number in numbers for _ in range(width)])
+    for at, tokens in reversed(list(zip(asked, chosen.view(-1, width).tolist(), strict=True))):
+        row, before = rows[at], len(rows[at].new)
+        done = _append(row, tokens, plan)
+        if done:
+            slots.release(at)
+            last = rows.pop()
+            if last is not row:
+                rows[at] = last
+            yield row.index, row.new
+        elif before:  # the first token comes from the prompt's own pass
+            slots.advance(at, len(row.new) - before)
+
+
+def _append(row: _Row, tokens: Sequence[int], plan: Plan) -> bool:
+    """Append the tokens chosen behind the newest and behind each drafted one, while drafts are right; tells an end."""
+    for foreseen, token in zip([*row.draft, None], tokens, strict=False):
         row.new.append(token)
         if token in plan.ends or len(row.new) == plan.max_new_tokens or plan.stopped(row.new):
-            slots.release(row.slot)
-            del rows[row.slot]
-            yield row.index, row.new
+            return True
+        if row.lookup:
+            row.lookup.add(token)
+        if token != foreseen:
+            break
+    return False
 
 
 def greedy(logits: Tensor, numbers: Sequence[float]) -> Tensor:

@@ -1,71 +1,62 @@
 """A key-value cache whose rows come and go, for models whose every layer attends to all positions.
 
-Each row lives in a slot. All rows share one clock: the newest token of every row is in the last column that is in use,
-so a step writes one column, and a row of n tokens holds the n columns before it. What is left of them is masked.
+Each row lives in a slot, its tokens in the slot's first columns. The rows under way are those of the first slots, so a
+pass reads and writes a view of the memory; what a row has not written yet, or writes again, its tokens do not see.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
 from trace_hydra.models import attention
 
-_SPARE = 64
-"""Columns allocated beyond what is needed."""
-_SLACK = 1.25
-"""Columns in use for each that the longest row has, before all are moved."""
+_STEP = 64
+"""Columns are read in multiples of it: oneDNN makes a kernel for each shape that it meets."""
+
+
+@dataclass
+class _Place:
+    """Where a pass writes, and what it reads."""
+
+    columns: int = 0
+    """Columns that attention reads, from the first on."""
+    rows: Tensor = field(default_factory=lambda: torch.empty(0))
+    """(rows, 1)."""
+    written: Tensor = field(default_factory=lambda: torch.empty(0))
+    """Column of each token, (rows, tokens)."""
 
 
 class _SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, (slots, heads, columns, size), in memory that seldom moves."""
+    """Keys and values of one layer, (slots, heads, columns, size), in memory that never moves."""
 
     is_sliding = False
 
-    def __init__(self):
+    def __init__(self, place: _Place):
         super().__init__()
-        self.length = 0
-        """Columns in use."""
+        self.place = place
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take shape and type of the first keys and values."""
-        rows, heads = key_states.shape[:2]
-        self.keys = key_states.new_empty(rows, heads, 0, key_states.shape[-1])
-        self.values = value_states.new_empty(rows, heads, 0, value_states.shape[-1])
-        self.is_initialized = True
+        """Nothing: `Slots.admit` makes the memory."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Add columns behind those in use; returns all in use."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start, self.length = self.length, self.length + key_states.shape[-2]
-        self.reserve(self.length)
-        self.keys[:, :, start : self.length] = key_states  # type: ignore[index]
-        self.values[:, :, start : self.length] = value_states  # type: ignore[index]
-        return self.columns()
-
-    def columns(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of the columns in use."""
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]  # type: ignore[index]
-
-    def reserve(self, columns: int) -> None:
-        """Make room for so many columns."""
-        have = self.keys.shape[2]  # type: ignore[union-attr]
-        if columns > have:
-            self.keys, self.values = (
-                nn.functional.pad(one, (0, 0, 0, columns + _SPARE - have))  # type: ignore[arg-type]
-                for one in (self.keys, self.values)
-            )
+        """Write a pass's tokens; returns what its rows may see."""
+        place, found = self.place, []
+        for own, states in ((self.keys, key_states), (self.values, value_states)):
+            own[place.rows, :, place.written] = states.transpose(1, 2).to(own.dtype)  # type: ignore
+            found.append(own[: len(states), :, : place.columns])  # type: ignore[index]
+        return found[0], found[1]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns that a query attends to, and the first of them."""
-        return self.length + query_length, 0
+        return self.place.columns, 0
 
     def get_seq_length(self) -> int:
-        """Columns in use."""
-        return self.length
+        """Columns that were read last."""
+        return self.place.columns
 
     def get_max_length(self) -> int:
         """No limit."""
@@ -78,82 +69,83 @@ class Slots:
     Args:
         layers: Of the model.
         count: Slots.
+        columns: Tokens of the longest row, its last one included, which is never read.
+        before: Tokens that stand before all rows and are kept elsewhere.
     """
 
-    def __init__(self, layers: int, count: int):
-        self.cache = Cache(layers=[_SlotLayer() for _ in range(layers)])
-        self.lengths = [0] * count
-        """Tokens of the row in each slot; 0: the slot is free."""
+    def __init__(self, layers: int, count: int, columns: int, before: int = 0):
+        self._place = _Place()
+        self.cache = Cache(layers=[_SlotLayer(self._place) for _ in range(layers)])
+        self.count, self.columns, self.before = count, columns, before
+        self.lengths: list[int] = []
+        """Tokens that each row has in its slot."""
 
-    @property
-    def columns(self) -> int:
-        """Columns in use."""
-        return self._layers[0].length
-
-    def admit(self, slots: Sequence[int], prefilled: Cache, lengths: Sequence[int]) -> None:
-        """Put rows into free slots.
+    def admit(self, prefilled: Cache, lengths: Sequence[int]) -> None:
+        """Put rows into the next slots.
 
         Args:
-            slots: One for each row of `prefilled`.
             prefilled: Their keys and values, each row's in its first columns.
             lengths: How many those are.
         """
-        for slot, length in zip(slots, lengths, strict=True):
-            self.lengths[slot] = length
-        end = max(self.lengths)
-        if end <= self.columns <= _SLACK * end:
-            end = self.columns  # moving costs more than a few masked columns
-        if not self._layers[0].is_initialized:
-            for layer, filled in zip(self._layers, prefilled.layers, strict=True):
-                keys, values = _states(filled)
-                layer.keys = keys.new_zeros(len(self.lengths), keys.shape[1], 0, keys.shape[3])
-                layer.values = values.new_zeros(len(self.lengths), values.shape[1], 0, values.shape[3])
+        start, end = len(self.lengths), len(self.lengths) + len(lengths)
+        layers: list[Any] = prefilled.layers
+        for layer, filled in zip(self._layers, layers, strict=True):
+            if not layer.is_initialized:
+                for name in ("keys", "values"):
+                    one = as_attended(getattr(filled, name))
+                    memory = one.new_zeros(self.count, one.shape[1], self.columns, one.shape[3])  # masked, never NaN
+                    setattr(layer, name, memory)
                 layer.is_initialized = True
-        self._move_clock(end)
-        for layer, filled in zip(self._layers, prefilled.layers, strict=True):
-            for own, given in zip((layer.keys, layer.values), _states(filled), strict=True):
-                for row, (slot, length) in enumerate(zip(slots, lengths, strict=True)):
-                    own[slot, :, end - length : end] = given[row, :, :length]  # type: ignore[index]
+            for own, given in ((layer.keys, filled.keys), (layer.values, filled.values)):
+                own[start:end, :, : max(lengths)] = given[:, :, : max(lengths)]
+        self.lengths += lengths
 
     def release(self, slot: int) -> None:
-        """End the row of a slot."""
-        self.lengths[slot] = 0
+        """End a row; the last one moves into its slot."""
+        length = self.lengths.pop()
+        if slot == (last := len(self.lengths)):
+            return
+        self.lengths[slot] = length
+        for layer in self._layers:
+            for own in (layer.keys, layer.values):
+                own[slot, :, :length] = own[last, :, :length]
 
-    def mask(self, device: torch.device) -> Tensor:
-        """Say which columns the next token of each row sees, its own included: (slots, 1, 1, columns + 1), bool."""
-        first = torch.tensor([self.columns - length for length in self.lengths], device=device)
-        return (torch.arange(self.columns + 1, device=device) >= first[:, None])[:, None, None]
+    def begin(self, width: int, device: torch.device) -> dict[str, Any]:
+        """Prepare a pass over the next tokens of every row; those that count, `advance` says afterwards.
 
-    def positions(self, device: torch.device) -> Tensor:
-        """Positions of the next tokens: (slots, 1)."""
-        return torch.tensor(self.lengths, device=device)[:, None]
+        Args:
+            width: Tokens of each row. Behind the ones a row has room for they are read for nothing.
+            device: Of the model.
 
-    def step(self) -> None:
-        """Count the token that each row has got."""
-        self.lengths = [length + 1 if length else 0 for length in self.lengths]
+        Returns:
+            Arguments of the model: mask (rows, 1, width, columns), positions (rows, width), cache.
+        """
+        positions = torch.tensor(self.lengths, device=device)[:, None] + torch.arange(width, device=device)
+        needed = min(max(self.lengths) + width, self.columns)
+        place = self._place
+        place.columns = min(-(-needed // _STEP) * _STEP, self.columns)
+        place.rows = torch.arange(len(self.lengths), device=device)[:, None]
+        place.written = positions.clamp(max=self.columns - 1)
+        return {
+            "attention_mask": (torch.arange(place.columns, device=device) <= positions[..., None])[:, None],
+            "position_ids": positions + self.before,
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+
+    def advance(self, slot: int, tokens: int) -> None:
+        """Count the first tokens that a row got in a pass; what else was written is written over."""
+        self.lengths[slot] += tokens
 
     @property
-    def _layers(self) -> list[_SlotLayer]:
-        return self.cache.layers  # type: ignore[return-value]
-
-    def _move_clock(self, end: int) -> None:
-        """Move the newest column of all rows to `end - 1`."""
-        shift = end - self.columns
-        for layer in self._layers:
-            if shift < 0:
-                moved = [one[:, :, -shift : layer.length].clone() for one in (layer.keys, layer.values)]  # type: ignore
-                for own, columns in zip((layer.keys, layer.values), moved, strict=True):
-                    own[:, :, :end] = columns  # type: ignore[index]
-            elif shift:
-                old = [one.clone() for one in layer.columns()]
-                layer.reserve(end)
-                for own, columns in zip((layer.keys, layer.values), old, strict=True):
-                    own[:, :, shift:end] = columns  # type: ignore[index]
-            layer.length = end
+    def _layers(self) -> list[Any]:
+        return self.cache.layers
 
 
-def _states(layer: Any) -> tuple[Tensor, Tensor]:
-    return layer.columns() if isinstance(layer, _SlotLayer) else (layer.keys, layer.values)
+def as_attended(states: Tensor) -> Tensor:
+    """Cast keys or values to the type that autocast would cast them to in every pass."""
+    kind = states.device.type
+    return states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states
 
 
 def attends_to_all(model: Any) -> bool:
