@@ -49,9 +49,14 @@ def wait_for(what: Callable[[], Found], timeout_s: float = 200.0) -> Found:
     return found
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Stages under way that were saved."""
-    return list((folder / "store" / "partial").glob("*/manifest.json"))
+def checkpoints(folder: Path) -> set[str]:
+    """Keys of the stages under way that were saved; for a moment a stage may have two checkpoints (8 digits behind)."""
+    return {path.parent.name[:-8] for path in (folder / "store" / "partial").glob("*/manifest.json")}
+
+
+def both_saved(folder: Path) -> bool:
+    """Whether each of two jobs has saved its stage; before, one may not even hear signals."""
+    return len(checkpoints(folder)) == 2
 
 
 def outcome(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,8 @@ class Interrupts:
     def __init__(self) -> None:
         self.requested: str | None = None
         """Name of the first signal that arrived."""
+        self.deaf = False
+        """Whether signals do nothing any more. To be set first where the process is about to end, then `ignore`."""
         self._held = 0
         self._interrupted = False
         self._before: dict[int, object] = {}
@@ -44,6 +46,15 @@ class Interrupts:
         for number in SIGNALS if self._before or threading.current_thread() is threading.main_thread() else ():
             signal.signal(number, self._handle)
 
+    def ignore(self) -> None:
+        """Ignore the signals until the process is gone: Python drops handlers, even deaf ones, some time before that.
+
+        Processes that it starts ignore them too.
+        """
+        self.deaf = True
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Wait with `Stopped` until the end of the block, unless it looks at `requested` itself."""
@@ -60,6 +71,8 @@ class Interrupts:
             raise Stopped(self.requested)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.deaf:
+            return
         if number == signal.SIGINT:
             if self._interrupted:
                 os.write(2, b"\ntrace_hydra: stopped at once; the next start goes on from the last checkpoint\n")

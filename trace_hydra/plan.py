@@ -54,7 +54,10 @@ class Effort:
     steps: int
     """Optimizer steps."""
     seconds: float
-    """From `begin_stage` to the end of the last phase."""
+    """Wall-clock seconds of the phases, from behind `begin_stage` to the end of the last one: steps, waiting for data,
+    checkpoints; neither `begin_stage`, `end_stage` nor evaluation. Of a stage that was interrupted, also what earlier
+    processes spent up to the checkpoint that was taken up. Measured where it trained
+    (`StageCheckpoints.seconds`), by rank 0 of several; runs that take the stage from the store have the same number."""
     trainable_params: int
     """Weights that trained, the most of any phase."""
     state_mb: float
@@ -70,7 +73,7 @@ class Effort:
 
     @property
     def step_ratio(self) -> float | None:
-        """Seconds of an optimizer step, all of the stage's work included, relative to a plain one's passes."""
+        """Seconds of an optimizer step, all of the phases' work included, relative to a plain one's passes."""
         return self.seconds / self.steps / self.plain_step_s if self.steps and self.plain_step_s else None
 
 

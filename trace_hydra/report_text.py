@@ -129,7 +129,7 @@ def _effort(results: Mapping[str, Any]) -> str:
     head = [*counts, "step / plain step", "train rows cut", "test rows cut"]
     notes = (
         f"Wall clock: {results['wall_clock_s']:,.1f} s. Step / plain step: seconds of a step with all that a method "
-        "does in a stage, over those of a plain step's passes. Rows cut: longer than the protocol's limits, see "
+        "does while it trains, over those of a plain step's passes. Rows cut: longer than the protocol's limits, see "
         "audit.json."
     )
     return f"## Effort\n\n{table(head, rows)}\n\n{notes}{_exceptions(results['stages'])}"

@@ -1,9 +1,10 @@
 """Jobs through submitit that save, go back to the queue, and go on (`hydra/launcher=submitit_slurm|submitit_local`).
 
 A signal has one owner. While a job runs, the program's own handlers (`trace_hydra.interrupt`) have all signals: the run
-saves its stage and raises `Stopped`. That ends here, with signals blocked, and submitit's handler, which the program's
-had replaced, is called by hand: it counts time-outs, writes the job down again and asks for one requeue. Lightning
-requeues nothing: it leaves SIGUSR1 alone where somebody has it already.
+saves its stage and raises `Stopped`. That ends here, and submitit's handler, which the program's had replaced, is
+called by hand: it counts time-outs, writes the job down again and asks for one requeue. From then on, or once a job is
+done, its process hears no signal until it is gone: submitit's handler would requeue it again, and others would end it
+before its result or exit code is out. Lightning requeues nothing: it leaves SIGUSR1 alone where somebody has it.
 """
 
 import logging
@@ -54,17 +55,23 @@ class RequeueLauncher(BaseSubmititLauncher):
         """Run one job in the process that submitit made for it; if a signal stops it, send it back to the queue."""
         import submitit
 
-        from trace_hydra import interrupt, job
-        from trace_hydra.__main__ import EXIT_STOPPED
+        from trace_hydra import job
         from trace_hydra.errors import Stopped
+        from trace_hydra.interrupt import Interrupts
 
         requeue: Any = signal.getsignal(getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}"))
-        # Around the run's own, so that submitit's handler is reached from here only.
-        with interrupt.Interrupts(), job.sent_back_when_stopped():
+        interrupts = Interrupts()
+        with job.sent_back_when_stopped():
             try:
-                return super().__call__(*arguments, **keywords)
+                try:
+                    interrupts.install()  # and never taken back: submitit's handler is reached from here only
+                    return super().__call__(*arguments, **keywords)
+                finally:
+                    interrupts.deaf = True  # before anything is called, for that is when Python runs handlers
+                    interrupts.ignore()
             except Stopped as stop:
-                signal.pthread_sigmask(signal.SIG_BLOCK, interrupt.SIGNALS)
+                from trace_hydra.__main__ import EXIT_STOPPED
+
                 if job.sent_back():
                     self._send_back(signal.Signals[stop.signal], requeue)
                 sys.exit(EXIT_STOPPED)

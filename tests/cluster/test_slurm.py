@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cluster_sweeps import checkpoints, end, outcome, start, wait_for
+from cluster_sweeps import both_saved, checkpoints, end, outcome, start, wait_for
 from fake_slurm import FakeSlurm
 from slurm_sweeps import LAUNCHER, SITUATIONS, disturbed
 
@@ -34,7 +34,7 @@ def slurm(tmp_path):
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_a_requeued_job_goes_on_to_the_same_bytes(situation, whole, tmp_path):
     """Each of two jobs is hit when there are checkpoints, is requeued once, and all ends as if undisturbed."""
-    said, _ = disturbed(tmp_path, situation, lambda _: checkpoints(tmp_path))
+    said, _ = disturbed(tmp_path, situation, lambda _: both_saved(tmp_path))
     assert outcome(tmp_path) == outcome(whole)
     assert "2 done" in said
     logs = [path.read_text() for path in (tmp_path / "runs").glob("tiny-*/trace_hydra.log")]
@@ -45,7 +45,7 @@ def test_a_requeued_job_goes_on_to_the_same_bytes(situation, whole, tmp_path):
 def test_a_signal_of_lightnings_requeues_once(slurm, whole, tmp_path):
     """SIGUSR1, by which Lightning would requeue, is the program's too; the same for two signals at once."""
     process = start(tmp_path, *LAUNCHER, environment=slurm.environment())
-    wait_for(lambda: checkpoints(tmp_path))
+    wait_for(lambda: both_saved(tmp_path))
     jobs = [name for name, one in slurm.jobs().items() if one["state"] == "RUNNING"]
     for job in jobs:
         slurm.ask(job, "signal:USR1")
@@ -72,7 +72,7 @@ def test_a_job_is_not_requeued_for_ever(slurm, tmp_path):
 def test_a_cancelled_job_stays_cancelled_and_the_others_go_on(slurm, tmp_path):
     """`scancel` sends SIGTERM as a preemption does."""
     process = start(tmp_path, *LAUNCHER, environment=slurm.environment())
-    wait_for(lambda: len(checkpoints(tmp_path)) == 2)
+    wait_for(lambda: both_saved(tmp_path))
     first = min(slurm.jobs())
     subprocess.run([slurm.folder / "bin" / "scancel", first], env=slurm.environment(), check=True)
     said, _ = process.communicate(timeout=200)

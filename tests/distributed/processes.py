@@ -44,7 +44,7 @@ def run(*arguments: str) -> list[str]:
     return ["-m", "trace_hydra", *SETTINGS, *arguments]
 
 
-def codes(processes: Sequence[subprocess.Popen], limit_s: float = 90) -> list[int]:
+def codes(processes: Sequence[subprocess.Popen], limit_s: float = 300) -> list[int]:
     """Wait for all; a hang is an error."""
     try:
         return [process.wait(limit_s) for process in processes]

@@ -75,7 +75,7 @@ def test_two_processes_are_as_one(names, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     alone = subprocess.Popen([sys.executable, SEVERAL, str(one), *single], env=environment)
     processes = start([SEVERAL, str(two), *shared], two)
-    assert codes([*processes, alone], 150) == [0, 0, 0], said(two)
+    assert codes([*processes, alone], 500) == [0, 0, 0], said(two)
     for name in names:
         check_training(one / name, two / name)
         check_answers(one / name, two / name)

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from random import Random
 from typing import Any
 
 from torch import nn
@@ -41,6 +42,21 @@ class State:
     """The same for the same weights, also in other processes."""
     changed: frozenset[str] = frozenset()
     """Names of the weights that are not the start model's."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How prompts are answered, as in `models.generate.generate`."""
+
+    max_new_tokens: int
+    decoding: Decoding
+    batch_tokens: int
+    stop: Sequence[str]
+    seed: int
+
+    def seed_of(self, index: int) -> dict[str, int]:
+        """Give the argument that seeds the draws of the prompt at a place; none where nothing is drawn."""
+        return {"seed": Random(f"{self.seed}-{index}").getrandbits(31)} if self.decoding.do_sample else {}
 
 
 class Engine(ABC):
@@ -101,6 +117,47 @@ class Engine(ABC):
 
     def close(self) -> None:  # noqa: B027 (most engines hold nothing)
         """Give back what it holds; it can be used again."""
+
+
+class OneByOne(Engine):
+    """An engine that gives each answer as it ends, in any order."""
+
+    def generate(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        decoding: Decoding,
+        batch_tokens: int,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> list[Generated]:
+        """Answer prompts in the order given."""
+        answers: dict[int, Generated] = {}
+
+        def ended(index: int, answer: Generated) -> None:
+            answers[index] = answer
+            if on_batch:
+                on_batch(1, answer.num_prompt + answer.num_new)
+
+        if prompts:
+            settings = Settings(max_new_tokens, decoding, batch_tokens, stop, seed)
+            self.answer(model, tokenizer, prompts, settings, ended)
+        return [answers[index] for index in range(len(prompts))]
+
+    @abstractmethod
+    def answer(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        prompts: Sequence[Sequence[int]],
+        settings: Settings,
+        ended: Callable[[int, Generated], None],
+    ) -> None:
+        """Call `ended` with the place of each prompt and its answer; `prompts` is not empty. See `generate`."""
 
 
 def package_version(name: str) -> str | None:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from trace_hydra.engines.base import Engine, Needs, package_version
+from trace_hydra.engines.base import Needs, OneByOne, Settings, package_version
 from trace_hydra.errors import EngineError
 from trace_hydra.models.attention import by_pytorch
-from trace_hydra.models.generate import Decoding, Generated, StopStrings, end_ids, finish
+from trace_hydra.models.generate import Generated, StopStrings, end_ids, finish
 
 SHORTEST_PAGE = 4
 """transformers takes no smaller ones."""
@@ -23,7 +23,7 @@ _PATIENCE_S = 1.0
 """How often to look whether the library's thread is still alive."""
 
 
-class Continuous(Engine):
+class Continuous(OneByOne):
     """Reads weights in place, so it serves every method.
 
     Args:
@@ -46,38 +46,28 @@ class Continuous(Engine):
         """Pages decide how sums over positions are rounded."""
         return {"name": self.name, "transformers": package_version("transformers"), "page_size": self.page_size}
 
-    def generate(
+    def answer(
         self,
         model: nn.Module,
         tokenizer: Any,
         prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        decoding: Decoding,
-        batch_tokens: int,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-        on_batch: Callable[[int, int], None] | None = None,
-    ) -> list[Generated]:
-        """Answer prompts in the order given."""
-        if not prompts:
-            return []
+        settings: Settings,
+        ended: Callable[[int, Generated], None],
+    ) -> None:
+        """Answer prompts; `batch_tokens` are the tokens that the cache holds, at least those of one row."""
         inner = _transformers_model(model)
         ends = end_ids(model, tokenizer)
-        ended = StopStrings(tokenizer, stop, 0).ends if stop else None
-        answers: dict[int, Generated] = {}
+        cut = StopStrings(tokenizer, settings.stop, 0).ends if settings.stop else None
         was_training = [(one, one.training) for one in model.modules()]
         device = next(model.parameters()).device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), by_pytorch(inner):
             try:
                 manager = inner.init_continuous_batching(
-                    generation_config=_generation_config(decoding, max_new_tokens, ends),
-                    continuous_batching_config=self._sizes(inner, prompts, max_new_tokens, batch_tokens, seed),
+                    generation_config=_generation_config(settings, ends),
+                    continuous_batching_config=self._sizes(inner, prompts, settings),
                 )
-                for index, tokens in _answers(manager, prompts, max_new_tokens, ended):
-                    answers[index] = finish(tokenizer, len(prompts[index]), tokens, ends, stop)
-                    if on_batch:
-                        on_batch(1, answers[index].num_prompt + answers[index].num_new)
+                for index, tokens in _answers(manager, prompts, settings.max_new_tokens, cut):
+                    ended(index, finish(tokenizer, len(prompts[index]), tokens, ends, settings.stop))
             except (ValueError, NotImplementedError, AttributeError, MemoryError) as error:
                 raise EngineError(
                     f"engine=continuous: transformers' continuous batching does not take this model: {error}. Use "
@@ -86,22 +76,19 @@ class Continuous(Engine):
             finally:
                 for module, mode in was_training:
                     module.training = mode
-        return [answers[index] for index in range(len(prompts))]
 
-    def _sizes(
-        self, model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_tokens: int, seed: int
-    ) -> Any:
+    def _sizes(self, model: Any, prompts: Sequence[Sequence[int]], settings: Settings) -> Any:
         from transformers import ContinuousBatchingConfig
 
-        longest = max(map(len, prompts)) + max_new_tokens
-        pages = [ceil(batch_tokens / self.page_size), ceil(longest / self.page_size) + 1]  # at least one row fits
+        longest = max(map(len, prompts)) + settings.max_new_tokens
+        row = ceil(longest / self.page_size) + 1  # pages; at least one row fits
         return ContinuousBatchingConfig(
             page_size=self.page_size,
-            num_blocks=max(pages),
-            max_batch_tokens=max(batch_tokens, 1),
+            num_blocks=max(ceil(settings.batch_tokens / self.page_size), row),
+            max_batch_tokens=max(settings.batch_tokens, 1),
             max_requests_per_batch=len(prompts),
-            max_blocks_per_request=pages[1] + pages[1] % 2 if "flash" in model.config._attn_implementation else 0,
-            seed=seed % 2**32,
+            max_blocks_per_request=row + row % 2 if "flash" in model.config._attn_implementation else 0,
+            seed=settings.seed % 2**32,
             auto_switch_to_flash=False,  # model.attn_implementation says which
         )
 
@@ -116,13 +103,14 @@ def _transformers_model(model: nn.Module) -> Any:
     return inner
 
 
-def _generation_config(decoding: Decoding, max_new_tokens: int, ends: list[int]) -> Any:
+def _generation_config(settings: Settings, ends: list[int]) -> Any:
     from transformers import GenerationConfig
 
+    decoding = settings.decoding
     sampling: dict[str, Any] = {"do_sample": False}
     if decoding.do_sample:
         sampling = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
-    return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=ends[0], **sampling)
+    return GenerationConfig(max_new_tokens=settings.max_new_tokens, eos_token_id=ends, pad_token_id=ends[0], **sampling)
 
 
 def _answers(

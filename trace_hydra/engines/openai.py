@@ -3,14 +3,13 @@
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from random import Random
 from typing import Any
 
 from torch import nn
 
 from trace_hydra.capability.asking import Session
 from trace_hydra.capability.endpoint import Completion, Endpoint, Fault
-from trace_hydra.engines.base import ADAPTERS, TRAINS_TO_ANSWER, WEIGHTS, Engine, Needs
+from trace_hydra.engines.base import ADAPTERS, TRAINS_TO_ANSWER, WEIGHTS, Needs, OneByOne, Settings
 from trace_hydra.engines.handover import Folders
 from trace_hydra.errors import EngineError, problem_list
 from trace_hydra.models.generate import Decoding, Generated
@@ -21,7 +20,7 @@ FORMS = ("ids", "text", "chat")
 """How prompts are sent: completions of token ids or of text, or chat completions."""
 
 
-class OpenAIEngine(Engine):
+class OpenAIEngine(OneByOne):
     """Asks for completions.
 
     The model is written to a folder once for each state, adapters merged, and requests name that folder as their model,
@@ -129,39 +128,30 @@ class OpenAIEngine(Engine):
         self.endpoint.close()
         self.folders.close()
 
-    def generate(
+    def answer(
         self,
         model: nn.Module,
         tokenizer: Any,
         prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        decoding: Decoding,
-        batch_tokens: int,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-        on_batch: Callable[[int, int], None] | None = None,
-    ) -> list[Generated]:
-        """Answer prompts in the order given; `batch_tokens` is the server's business."""
-        if not prompts:
-            return []
+        settings: Settings,
+        ended: Callable[[int, Generated], None],
+    ) -> None:
+        """Answer prompts; `batch_tokens` is the server's business."""
         self.endpoint.model = self._served(model, tokenizer)
         forms = self._forms(tokenizer, prompts)
-        settings: dict[str, Any] = {"max_tokens": max_new_tokens, **({"stop": list(stop)} if stop else {})}
-        settings |= _sampling(decoding)
-        answers: dict[int, Generated] = {}
+        shared: dict[str, Any] = {"max_tokens": settings.max_new_tokens, **_sampling(settings.decoding)}
+        if settings.stop:
+            shared["stop"] = list(settings.stop)
 
         def deliver(index: int, reply: Completion | Fault) -> None:
             if isinstance(reply, Fault):
                 raise EngineError(f"prompt {index + 1} of {len(prompts)} got no answer: {reply.message}")
-            answers[index] = _generated(reply, tokenizer, len(prompts[index]), stop)
-            if on_batch:
-                on_batch(1, answers[index].num_prompt + answers[index].num_new)
+            ended(index, _generated(reply, tokenizer, len(prompts[index]), settings.stop))
 
-        sends = []
-        for index, form in enumerate(forms):
-            own = {"seed": Random(f"{seed}-{index}").getrandbits(31)} if decoding.do_sample else {}
-            sends.append(partial(self.endpoint.complete, form, chat=self.prompts == "chat", **settings, **own))
+        sends = [
+            partial(self.endpoint.complete, form, chat=self.prompts == "chat", **shared, **settings.seed_of(index))
+            for index, form in enumerate(forms)
+        ]
         session = Session(self.name, retries=self.retries, backoff_s=self.backoff_s)
         if found := self.endpoint.problems():
             raise EngineError(problem_list(found))
@@ -171,8 +161,8 @@ class OpenAIEngine(Engine):
         finally:
             self.endpoint.close()
         if session.failure:
-            raise EngineError(f"{session.failure} {len(answers)} of {len(prompts)} prompts were answered before.")
-        return [answers[index] for index in range(len(prompts))]
+            had = f"{session.num_answered} of {len(prompts)} prompts were answered before."
+            raise EngineError(f"{session.failure} {had}")
 
     def _served(self, model: nn.Module, tokenizer: Any) -> str:
         """Name the model for the server; writes it first if need be."""

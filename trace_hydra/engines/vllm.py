@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from trace_hydra.engines.base import ADAPTERS, WEIGHTS, Engine, Needs, State, package_version
+from trace_hydra.engines.base import ADAPTERS, WEIGHTS, Needs, OneByOne, Settings, State, package_version
 from trace_hydra.engines.handover import Folders, active_adapters, base_model, changes, plain_weights, write_model
 from trace_hydra.errors import EngineError
-from trace_hydra.models.generate import Decoding, Generated, end_ids, finish
+from trace_hydra.models.generate import Generated, end_ids, finish
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _IN_PROCESS = "VLLM_ENABLE_V1_MULTIPROCESSING"
 """0: vLLM's core runs in this process, and tensors reach it without being copied or pickled."""
 
 
-class VLLM(Engine):
+class VLLM(OneByOne):
     """Computes with vLLM's kernels: greedy answers are those of `hf` up to near ties.
 
     Args:
@@ -112,49 +112,36 @@ class VLLM(Engine):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def generate(
+    def answer(
         self,
         model: nn.Module,
         tokenizer: Any,
         prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        decoding: Decoding,
-        batch_tokens: int,
-        stop: Sequence[str] = (),
-        seed: int = 0,
-        on_batch: Callable[[int, int], None] | None = None,
-    ) -> list[Generated]:
-        """Answer prompts in the order given; `batch_tokens` has no part, vLLM batches by its memory."""
-        if not prompts:
-            return []
+        settings: Settings,
+        ended: Callable[[int, Generated], None],
+    ) -> None:
+        """Answer prompts; `batch_tokens` has no part, vLLM batches by its memory."""
         from vllm import SamplingParams, TokensPrompt  # type: ignore[import-not-found]
 
-        ends = end_ids(model, tokenizer)
+        ends, decoding = end_ids(model, tokenizer), settings.decoding
         shared = {
-            "max_tokens": max_new_tokens,
+            "max_tokens": settings.max_new_tokens,
             "stop_token_ids": ends,
-            "stop": list(stop) or None,
+            "stop": list(settings.stop) or None,
             "include_stop_str_in_output": True,
             "temperature": decoding.temperature if decoding.do_sample else 0.0,
             "top_p": decoding.top_p if decoding.do_sample else 1.0,
         }
-        params = []
-        for index in range(len(prompts)):
-            own = {"seed": random.Random(f"{seed}-{index}").getrandbits(31)} if decoding.do_sample else {}
-            params.append(SamplingParams(**shared, **own))
+        params = [SamplingParams(**shared, **settings.seed_of(index)) for index in range(len(prompts))]
         asked = [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
         with _random_states_kept():
             llm, lora = self._ready(model, tokenizer)
             outputs = llm.generate(asked, params, use_tqdm=False, lora_request=lora)
         if len(outputs) != len(prompts):
             raise EngineError(f"engine=vllm gave {len(outputs)} answers to {len(prompts)} prompts.")
-        answers = []
-        for ids, output in zip(prompts, outputs, strict=True):
-            answers.append(finish(tokenizer, len(ids), list(output.outputs[0].token_ids), ends, stop))
-            if on_batch:
-                on_batch(1, answers[-1].num_prompt + answers[-1].num_new)
-        return answers
+        for index, output in enumerate(outputs):
+            tokens = list(output.outputs[0].token_ids)
+            ended(index, finish(tokenizer, len(prompts[index]), tokens, ends, settings.stop))
 
     def _ready(self, model: nn.Module, tokenizer: Any) -> tuple[Any, Any]:
         """Start vLLM or wake it up, with the model's weights; returns it and the adapter to ask for."""
