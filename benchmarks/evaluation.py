@@ -61,7 +61,7 @@ def official(live: Live, ctx: StageContext, view: TrainTask, prompts: Sequence[s
 
 
 def harness(live: Live, ctx: StageContext, view: TrainTask, prompts: Sequence[str]) -> list[str]:
-    """lm-evaluation-harness: longest first, batches of a fixed number of rows."""
+    """lm-evaluation-harness: longest first, batches of a fixed number of rows; prompts as the others get them."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
@@ -69,7 +69,9 @@ def harness(live: Live, ctx: StageContext, view: TrainTask, prompts: Sequence[st
     lm = lm(pretrained=ctx.model, tokenizer=ctx.tokenizer, batch_size=HARNESS_ROWS, max_length=4096)
     end = ctx.tokenizer.eos_token
     settings = {"until": [end], "max_gen_toks": NEW_TOKENS, "do_sample": False}
-    requests = [Instance("generate_until", {}, (prompt, settings), at) for at, prompt in enumerate(prompts)]
+    encoded, _ = ctx.encoder.prompts(prompts, view.instruction)
+    texts = ctx.tokenizer.batch_decode(encoded, clean_up_tokenization_spaces=False)
+    requests = [Instance("generate_until", {}, (text, settings), at) for at, text in enumerate(texts)]
     with torch.inference_mode(), ctx.autocast():
         return lm.generate_until(requests, disable_tqdm=True)
 

@@ -5,19 +5,21 @@
 All train the same rows (the same ids and labels) once with the same optimizer and rows a step, from the same weights,
 in bf16 autocast without gradient checkpointing. Counted are prompt and answer tokens without padding. Before the turns
 each takes one step on the eight longest rows, which warms it up; the losses of that step say whether all train the
-same. TRL comes from the extra `benchmarks`; without it its lines are left out.
+same. A compiled model is compiled before the turns, for all batches. TRL comes from the extra `benchmarks`; without it
+its lines are left out.
 """
 
 import copy
 import importlib.util
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from random import Random
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from omegaconf import OmegaConf
 
 from benchmarks.common import Contender, Stopwatch, alternate, options, prepared, report
 from trace_hydra.context import StageContext
@@ -35,6 +37,9 @@ OFFICIAL_ROWS = 4
 """Of a micro-batch in TRACE's scripts."""
 
 
+COMPILED = "ours, compiled"
+
+
 class Bench:
     """The rows and the start weights that all contenders get."""
 
@@ -49,24 +54,38 @@ class Bench:
         self.start = self.parts.model.load()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def model(self, *, ours: bool = False) -> Any:
+    def model(self, *, ours: bool = False, compile: bool = False) -> Any:
         """Give a model in the start state, as tuned; ours as a run fits it to the device."""
         torch.manual_seed(0)
         model = copy.deepcopy(self.start)
         if ours:
-            fit_to(torch.device(self.device), model, self.config.trainer, self.config.model.get("kernels") or "torch")
+            settings: Any = OmegaConf.merge(self.config.trainer, {"compile": compile})
+            fit_to(torch.device(self.device), model, settings, self.config.model.get("kernels") or "torch")
         model = self.parts.tuning.apply(model)
         model.train()
         return model.to(self.device)
+
+    @cached_property
+    def _compiled(self) -> tuple[Any, dict[str, torch.Tensor]]:
+        """The one compiled model, for compiling anew in each turn would be timed, and its start weights."""
+        model = self.model(ours=True, compile=True)
+        return model, {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    def compiled(self) -> Any:
+        """Give the compiled model in the start state."""
+        model, start = self._compiled
+        model.load_state_dict(start)
+        model.zero_grad(set_to_none=True)
+        return model
 
     def optimizer(self, model: Any) -> torch.optim.Optimizer:
         """Build the same optimizer for all."""
         return self.parts.optimizer([weight for weight in model.parameters() if weight.requires_grad])
 
 
-def ours(bench: Bench, rows: Sequence[EncodedRow]) -> Mapping[str, Any]:
+def ours(bench: Bench, rows: Sequence[EncodedRow], *, compile: bool = False) -> Mapping[str, Any]:
     """One phase of a stage, as the framework trains it."""
-    model = bench.model(ours=True)
+    model = bench.compiled() if compile else bench.model(ours=True)
     ctx = StageContext(
         model=model, tokenizer=bench.plan.tokenizer, encoder=bench.plan.encoder, tuning=bench.parts.tuning,
         device=torch.device(bench.device), decoding=Decoding(False, 1.0, 1.0), batch_tokens=4096, instructions={},
@@ -192,6 +211,7 @@ def trl(bench: Bench, rows: Sequence[EncodedRow], *, packing: bool) -> Mapping[s
 
 WAYS: Mapping[str, Any] = {
     "ours": ours,
+    COMPILED: partial(ours, compile=True),
     "TRL packed": partial(trl, packing=True),
     "TRL padded": partial(trl, packing=False),
     "HF Trainer": hf,
@@ -212,6 +232,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         def step(name: str) -> None:
             losses[name] = WAYS[name](bench, longest)["loss"]
+            if name == COMPILED:  # for the shapes of all batches
+                WAYS[name](bench, bench.rows)
 
         names = ["ours", *(arguments.only if arguments.only is not None else list(WAYS)[1:])]
         if not importlib.util.find_spec("trl"):

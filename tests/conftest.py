@@ -126,6 +126,15 @@ SMALLER = {
 """Settings of methods that take long by default, for tests whose point is not their size."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unsynced():
+    """No wait for the disk in this process: that outlasts a crash of the machine, and no test crashes it."""
+    from unittest.mock import patch
+
+    with patch("os.fsync"):
+        yield
+
+
 def run_tiny(directory: Path, overrides: list[str], cut=None):
     """Run the main path in this process on the tiny model and watch what happens inside.
 
@@ -148,6 +157,7 @@ def run_tiny(directory: Path, overrides: list[str], cut=None):
     from trace_hydra import run
     from trace_hydra.live import Live
     from trace_hydra.plan import Effort
+    from trace_hydra.report import page
     from trace_hydra.stage import StageModule
 
     rows = [] if "data=trace" in overrides else ["data.rows.train=6", "data.rows.test=3"]
@@ -206,6 +216,7 @@ def run_tiny(directory: Path, overrides: list[str], cut=None):
         patch.object(Live, "_train", watch_stage),
         patch.object(StageModule, "on_train_start", watch_start),
         patch.object(run, "show_plan"),
+        patch.object(page, "drawn", return_value=None),  # figures of report.html, half a second a run
     ):
         seen.op = run.run(config, seen.directory)
     seen.results = json.loads((seen.directory / "results.json").read_text())

@@ -5,15 +5,16 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from conftest import compose_config
 
-from trace_hydra import report
 from trace_hydra.callbacks.matrix import MatrixCallback
 from trace_hydra.loggers import log_metrics
 from trace_hydra.metrics.continual import ScoreMatrix
 from trace_hydra.metrics.score import TaskScore
 from trace_hydra.plan import RunInfo
+from trace_hydra.report import results as report
 from trace_hydra.targets import instantiate
 from trace_hydra.wandb_pieces import sync_command
 
@@ -31,7 +32,7 @@ def impatient(**changes):
     return factory(**{"init_timeout_s": 1.0, "finish_timeout_s": 20.0, **changes})
 
 
-def folders(run: RunInfo) -> list[Path]:
+def folders(run: Any) -> list[Path]:
     return sorted(path for path in (run.directory / "wandb").glob("*run-*") if not path.is_symlink())
 
 

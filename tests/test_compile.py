@@ -47,7 +47,7 @@ def counted():
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "graphs"), [("seqft", 6), ("lora", 10)])
 def test_training_is_the_same_within_rounding_and_compiles_little(tmp_path, method, graphs):
     """fp32: sums in another order. AdamW divides by a gradient's size, so that rounding of small ones shows: up to 0.01
@@ -100,7 +100,7 @@ class Killed(BaseException):
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_goes_on(tmp_path):
     settings = [*ONE, *COMPILED, "checkpoint.every_steps=1", "budget.default_epochs=2", "budget.epochs={}"]
     save, saved = StageCheckpoints.save, []

@@ -49,7 +49,12 @@ DEAD = {
 }
 
 
-@pytest.mark.parametrize("how", DEAD)
+def shortest(cases, *kept):
+    """Run the others with the long tests: each waits some seconds."""
+    return [one if one in kept else pytest.param(one, marks=pytest.mark.long) for one in cases]
+
+
+@pytest.mark.parametrize("how", shortest(DEAD, "refuses", "is a black hole"))
 def test_without_a_server_the_run_is_offline_and_complete(how, run_info, account, caplog, capfd):
     """One folder with every row, the reason and the command that uploads it; nothing on stdout or stderr."""
     start, reason = DEAD[how]
@@ -78,7 +83,7 @@ def test_a_healthy_server_gets_everything(run_info, account, caplog):
     assert "wandb sync" not in caplog.text
 
 
-@pytest.mark.parametrize("how", ["silent", "errors", "closed"])
+@pytest.mark.parametrize("how", shortest(["silent", "errors", "closed"], "silent"))
 def test_a_server_lost_during_the_run_costs_no_row(how, run_info, account, caplog, capfd):
     """The part on disk is whole and ends with the exit code; after its upload each of W&B's steps is there once."""
     with serve() as server, caplog.at_level("INFO"):
@@ -170,7 +175,7 @@ def test_nothing_waits_for_wandb_while_a_run_goes_on(run_info, account):
     assert len(read(folder)["history"]) == 5000
 
 
-@pytest.mark.parametrize("how", ["closed", "silent"])
+@pytest.mark.parametrize("how", shortest(["closed", "silent"], "silent"))
 def test_tables_do_not_wait_for_a_lost_server(how, run_info, account, caplog):
     """wandb asks the server about each table, 20 s for each where it is lost; all three of a run are on disk.
 

@@ -105,6 +105,7 @@ def test_a_deleted_run_directory_ends_nothing(run_info, no_account, caplog):
     assert caplog.text.count("cannot log") <= 3
 
 
+@pytest.mark.long
 def test_wandb_on_a_full_disk_ends_nothing(run_info, tmp_path):
     """Files may hold 20 kB, for wandb's service too, which inherits the limit."""
     code = f"""

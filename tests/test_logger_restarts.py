@@ -6,6 +6,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 from logger_doubles import factory, folders, impatient, killed_environment, stage_of, upload
 from wandb_file import read
@@ -40,6 +41,7 @@ def killed_run(run: RunInfo, *, steps: range, environment: dict[str, str]) -> No
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_as_the_same_wandb_run(run_info, no_account, tmp_path_factory, caplog):
     """Steps 1-4 before the kill, 1-6 after it (the store replays 1-3, 4 is trained again): each stands once.
 

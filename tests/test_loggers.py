@@ -43,6 +43,8 @@ def test_offline_run_read_back_holds_the_results(run_info, no_account, caplog):
     assert list(run.tags) == ["plain", "tiny", "0123456789ab", "mine"] and run.project == "trace_hydra"
     assert found["config"]["budget"] == {"epochs": {"My_Task": 2}}
     assert found["config"]["protocol_fingerprint"] == "0123456789ab"
+    assert (found["config"]["method_name"], found["config"]["model_name"]) == ("plain", "tiny")
+    assert found["config"]["order_name"].startswith("trace-"), "A and B are not what conf/task_order/trace.yaml lists"
     for key, low, high in (("op", 50.0, 70.5), ("bwt", -30.0, -10.0), ("fwt", 1.0, 4.0), ("forgetting", 10.0, 30.0)):
         assert found["summary"][key] == results[key]
         assert (found["summary"][f"{key}_ci_low"], found["summary"][f"{key}_ci_high"]) == (low, high)
@@ -81,8 +83,9 @@ def test_curves_have_their_own_axes(run_info, no_account):
     close_loggers(loggers, exit_code=0)
     (folder,) = folders(run_info)
     axes = read(folder)["metrics"]
-    assert axes["train/*"] == "progress/step"
-    assert {axes[name] for name in ("score/*", "matrix/*", "progress/op", "progress/bwt")} == {"progress/stage"}
+    assert axes["train/*"] == "progress/tokens"
+    over_stages = ("score/*", "matrix/*", "samples/*", "capability/*", "progress/op", "progress/bwt")
+    assert {axes[name] for name in over_stages} == {"progress/stage"}
 
 
 def test_two_runs_of_a_process_are_two_wandb_runs(run_info, no_account, tmp_path):

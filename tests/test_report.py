@@ -11,11 +11,12 @@ import pytest
 from doubles import two_tasks
 from PIL import Image
 
-from trace_hydra import files, report
+from trace_hydra import files
 from trace_hydra.errors import StoreError
 from trace_hydra.metrics.continual import ScoreMatrix
 from trace_hydra.metrics.score import TaskScore
 from trace_hydra.plan import Stage
+from trace_hydra.report import results as report
 
 CELLS = {(1, "A"): 60.0, (2, "A"): 40.0 + 1 / 3, (2, "B"): 80.0}
 
@@ -146,9 +147,14 @@ def test_results_come_last_and_whole(results, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", stop_at_results)
     with pytest.raises(StoreError, match=r"results\.json: No space left on device"):
         report.write_results(results, tmp_path)
-    assert order == ["matrix.png", "report.md", "results.json"]
+    assert order == ["matrix.png", "report.md", "report.html", "results.json"]
     assert (tmp_path / "results.json").read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["matrix.png", "report.md", "results.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "matrix.png",
+        "report.html",
+        "report.md",
+        "results.json",
+    ]
 
 
 def test_a_folder_that_cannot_be_made_is_named(results, tmp_path):

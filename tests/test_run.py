@@ -35,7 +35,7 @@ def test_a_run_shows_plan_matrix_summary_and_paths(finished):
     out, directory = finished
     for part in ("stage", "tokens", "FOMC", "Py150", "before", "OP", "BWT", "FWT", "forgetting", "95 %"):
         assert part in out
-    for name in ("results.json", "report.md", "matrix.png"):
+    for name in ("results.json", "report.md", "report.html", "matrix.png"):
         assert str(directory / name) in out and (directory / name).stat().st_size > 0
     assert out.index("tokens") < out.index("before")  # the plan comes first
 

@@ -99,6 +99,7 @@ def test_waiting_is_that_of_a_queue_with_fixed_service(share):
     assert seen.busy_s / DAY_S / 20 == pytest.approx(share, rel=0.02)
 
 
+@pytest.mark.long
 def test_what_is_full_has_a_queue_that_grows():
     """A file system at 0.8 of what it can take keeps up; at 1.25 its queue fills the devices, and then runs wait."""
     pytest.importorskip("simpy")
@@ -126,6 +127,7 @@ def test_shares_by_hand():
     assert scale_queue.enough_devices(load, site, 800).devices == ceil(800 * 600 / DAY_S / 0.8)
 
 
+@pytest.mark.long
 def test_the_store_is_measured(tmp_path):
     pytest.importorskip("simpy")
     from benchmarks.scale_store import measure

@@ -41,13 +41,16 @@ print(json.dumps([code, [name for name in {heavy!r} if name in sys.modules]]), f
         ["trace_hydra", "--help"],
         ["trace_hydra.store", "ls"],
         ["trace_hydra.collect", "."],
+        ["trace_hydra.status", "."],
     ],
     ids=" ".join,
 )
 def test_light_commands_load_nothing_heavy(arguments, tmp_path):
     if arguments[0] == "trace_hydra.store":
         arguments = [*arguments, "--store", str(tmp_path)]
-    if arguments[0] == "trace_hydra.collect":
+    if arguments[0] in ("trace_hydra.collect", "trace_hydra.status"):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "error.txt").write_text("DataError: x")
         arguments = [*arguments[:-1], str(tmp_path)]
     code = CODE.format(arguments=json.dumps(arguments), heavy=HEAVY)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

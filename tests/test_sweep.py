@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from zygote import run_module
 
 TEMPLATES = sorted(path.stem for path in (ROOT / "multirun_templates" / "sweep").glob("*.yaml"))
+LONG = {"slurm": pytest.mark.long}
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 SMOKE = [
     "debug=smoke",
@@ -49,7 +50,7 @@ def needs(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", [pytest.param(one, marks=LONG.get(one, ())) for one in TEMPLATES])
 def test_every_template_runs(template, tmp_path, needs, request, monkeypatch):
     """As many finished runs as the template names jobs, each in its own directory."""
     raw: Any = OmegaConf.load(ROOT / "multirun_templates" / "sweep" / f"{template}.yaml")
@@ -84,14 +85,6 @@ def test_a_failed_job_does_not_end_the_sweep(tmp_path):
     done = sweep(tmp_path, "-m", "optim.optimizer.lr=1e30,1e-3", "data.rows.train=8")
     assert done.returncode == 1 and len(jobs(tmp_path)) == 1
     assert "optim.optimizer.lr" in done.stderr
-
-
-@pytest.mark.slow
-def test_jobs_run_side_by_side(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    done = sweep(tmp_path, "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(jobs(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

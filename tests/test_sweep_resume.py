@@ -248,14 +248,14 @@ def test_a_failed_job_leaves_its_traceback_and_the_command(tmp_path):
     text = error.read_text()
     assert "Traceback (most recent call last)" in text and "optim.optimizer.lr=1e" in text and "MethodError" in text
     assert str(error) in done.stdout and str(error) in done.stderr
-    assert not list(tmp_path.glob(".sweep-*"))
+    assert not list(tmp_path.glob(".sweep-*.halt"))
 
 
 def test_fail_fast_starts_nothing_after_a_failure(tmp_path):
     done = launch(tmp_path, FAILS, "sweep.fail_fast=true")
     assert done.returncode == 1 and not finished(tmp_path)
     assert "1 failed, 1 not started" in done.stdout
-    assert not list(tmp_path.glob(".sweep-*"))
+    assert not list(tmp_path.glob(".sweep-*.halt"))
     # the same without it runs the second; the setting is no part of the run's name
     assert len([path for path in tmp_path.iterdir() if path.name.startswith("tiny-")]) == 1
     assert launch(tmp_path, FAILS).returncode == 1 and len(finished(tmp_path)) == 1
@@ -349,7 +349,7 @@ def test_a_stopped_sweep_ends_with_75_and_goes_on(tmp_path, launcher):
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 75, out
     assert "stopped" in out and "not started" in out and not list(tmp_path.glob("*/error.txt"))
-    assert not list(tmp_path.glob(".sweep-*"))
+    assert not list(tmp_path.glob(".sweep-*.halt"))
     again = launch(tmp_path, *LAUNCHERS[launcher], "seed=0,1,2", *LONG)
     assert again.returncode == 0 and len(finished(tmp_path)) == 3, again.stdout + again.stderr
 

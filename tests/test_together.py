@@ -56,7 +56,7 @@ def results(folder: Path) -> dict[str, dict]:
     return {path.parent.name: json.loads(path.read_text()) for path in (folder / "runs").glob("*/results.json")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_command_twice_at_once_trains_once(tmp_path):
     """In the same run directory: one waits for the other, finds all in the store, and ends with the same results."""
     made = finish([start(tmp_path) for _ in range(2)])

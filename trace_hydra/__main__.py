@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from trace_hydra import diagnose, entry, guard, job, ranks, schema
+from trace_hydra import diagnose, entry, guard, job, ranks, schema, terminal
 from trace_hydra.errors import Stopped, TraceHydraError
 
 HUGE_PAGES = ("THP_MEM_ALLOC_ENABLE", "1")
@@ -38,9 +38,12 @@ def run_alone(config: DictConfig, directory: Path, overrides: list[str]) -> floa
     """Run the one job of a command; ends the process with a message and an exit code if it cannot be finished."""
     try:
         with job.watched(directory, overrides, fail_fast=False):
-            return _run(config, directory)
+            result = _run(config, directory)
+        if config.cost is not None:  # an estimate is no run that could be asked for
+            (directory / job.STATUS).unlink(missing_ok=True)
+        return result
     except TraceHydraError as error:
-        diagnose.discard_empty(directory, job.ERROR)  # the message says it all
+        diagnose.discard_empty(directory, job.ERROR, job.STATUS)  # the message says it all
         diagnose.fail(str(error), EXIT_ERROR, anyone=True)
     except ranks.FailedElsewhere as other:
         sys.exit(other.code)
@@ -58,6 +61,7 @@ def run_in_sweep(config: DictConfig, directory: Path, overrides: list[str]) -> f
         JobEnded: If the job failed or, in a sweep that hears of it, was stopped. Its message is all that is left of the
             error: launchers pickle what a job raises, and one that raised `Stopped` would tear the others down.
     """
+    terminal.soften()  # a launcher's process
     try:
         with job.watched(directory, overrides, fail_fast=config.sweep.fail_fast):
             return _run(config, directory)
@@ -88,6 +92,8 @@ def _run(config: DictConfig, directory: Path) -> float | None:
 def main() -> None:
     """Run the command line; exit codes: 0 done, 2 what a user can mend, 75 stopped by a signal, 130 interrupted
     twice, 1 anything else."""
+    terminal.soften()
+    entry.remember(sys.argv[1:])
     sys.argv[1:] = entry.rewrite_overrides(sys.argv[1:])
     os.environ.setdefault(*HUGE_PAGES)
     if ranks.size() > 1 and {"-m", "--multirun"} & set(sys.argv[1:]):

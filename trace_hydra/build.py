@@ -23,6 +23,7 @@ from trace_hydra.methods.base import Method
 from trace_hydra.models.tuning import Tuning
 from trace_hydra.names import safe_name
 from trace_hydra.targets import find_targets, instantiate, target_problems, trust_problems
+from trace_hydra.terminal import MODES
 
 _CHOICES = {
     "protocol.scoring": ("official", "corrected"),
@@ -33,6 +34,7 @@ _CHOICES = {
     "protocol.closed_answers": CLOSED_ANSWERS,
     "evaluation.cells": ("seen", "all", "diagonal_last"),
     "optim.schedule": ("constant", "linear", "cosine"),
+    "progress": MODES,
 }
 _AT_LEAST_ONE = (
     "budget.batch_size",
@@ -150,7 +152,7 @@ def _name_problems(config: DictConfig) -> Iterator[str]:
 
 def _value_problems(config: DictConfig) -> Iterator[str]:
     for key, choices in _CHOICES.items():
-        if (value := OmegaConf.select(config, key)) not in choices:
+        if (value := OmegaConf.select(config, key, default=choices[0])) not in choices:  # runs of before lack some
             yield f"{key}={value} is none of {', '.join(choices)}."
     for key in _AT_LEAST_ONE:
         if (value := OmegaConf.select(config, key)) < 1:

@@ -6,15 +6,12 @@ Reads results.json and .hydra/config.yaml; loads neither torch nor pandas.
 import argparse
 import csv
 import io
-import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -22,17 +19,11 @@ from trace_hydra.errors import StoreError
 from trace_hydra.files import write_bytes, write_json
 from trace_hydra.keys import digest
 from trace_hydra.metrics.spread import mean_and_margin
+from trace_hydra.run_folder import NUMBERS, flaw, read_run, run_folders, settings_of
 
-NUMBERS = ("op", "bwt", "bwt_over_t", "bwt_clipped", "fwt", "forgetting")
 AREAS = ("general", "instruction", "safety")
 _LISTED_SEEDS = 8
 SHOWN = ("op", "bwt", "forgetting", *(f"delta_{area}" for area in AREAS))
-# What may differ between runs that are averaged, or changes no score.
-_NOT_SETTINGS = {
-    "seed", "task_order", "paths", "logger", "callbacks", "trust", "progress", "cost", "store", "checkpoint", "sweep",
-    "evaluation", "judge", "capability",
-}  # fmt: skip
-_INSIDE_A_RUN = {".hydra", "predictions", "test_rows", "capability", "rescored", "csv", "tensorboard", "wandb"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +44,12 @@ class Run:
         return (*names, str(protocol["name"]), str(protocol["fingerprint"]), digest(self.settings, 8))
 
     @property
+    def comparable(self) -> str:
+        """See `comparable`."""
+        model, _, tuning, data, protocol, fingerprint, _ = self.group
+        return comparable(model, tuning, data, protocol, fingerprint, self.settings)
+
+    @property
     def identity(self) -> str:
         """Hash of what the run is: another with the same adds no evidence."""
         keys = [stage.get("key") for stage in self.results["stages"]]
@@ -65,11 +62,18 @@ class Run:
         return {**{name: self.results.get(name) for name in NUMBERS}, **deltas}
 
 
+def comparable(model: str, tuning: str, data: str, protocol: str, fingerprint: str, settings: Mapping[str, Any]) -> str:
+    """Write a run's group without its method: runs of one method may be averaged where this is equal."""
+    return " ".join((model, tuning, data, protocol, fingerprint, digest(settings, 8)))
+
+
 @dataclass
 class Collected:
     """What lies below a folder."""
 
     runs: list[Run] = field(default_factory=list)
+    partial: list[Run] = field(default_factory=list)
+    """Runs whose numbers do not count, though they can be read: they are in `left_out` too."""
     left_out: list[dict[str, str]] = field(default_factory=list)
     """`folder` and `reason` of runs that do not count."""
 
@@ -77,11 +81,16 @@ class Collected:
 def collect(folder: Path) -> Collected:
     """Read every run below a folder, at any depth; links to folders are not followed."""
     found, seen = Collected(), dict[str, str]()
-    for path in _run_folders(folder):
+    for path in run_folders(folder):
         name = str(path.relative_to(folder))
-        run = _read(path, name)
-        if isinstance(run, str):
-            found.left_out.append({"folder": name, "reason": run})
+        results = read_run(path)
+        if isinstance(results, str):
+            found.left_out.append({"folder": name, "reason": results})
+            continue
+        run = Run(name, results, settings_of(path))
+        if reason := flaw(results):
+            found.left_out.append({"folder": name, "reason": f"results.json {reason}"})
+            found.partial.append(run)
         elif (other := seen.setdefault(run.identity, name)) != name:
             found.left_out.append({"folder": name, "reason": f"the same run as {other}"})
         else:
@@ -89,8 +98,13 @@ def collect(folder: Path) -> Collected:
     return found
 
 
-def summarise(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def summarise(runs: Sequence[Run], folder: Path | None = None) -> list[dict[str, Any]]:
     """Average the runs of each group.
+
+    Args:
+        runs: As collected.
+        folder: What they were collected from; given, the test rows of each run are read too, and each number gets
+            `low`, `high` and `note` of the interval over rows, seeds and orders (`statistics.across_runs`).
 
     Returns:
         A record a group: names, protocol, fingerprint, what sets its settings apart from those of groups with the same
@@ -109,6 +123,8 @@ def summarise(runs: Sequence[Run]) -> list[dict[str, Any]]:
             present = [float(number) for value in values if (number := value[name]) is not None]
             mean, margin = mean_and_margin(present)
             numbers[name] = {"mean": mean, "margin": margin, "n": len(present)}
+        if folder is not None:
+            _add_intervals(numbers, members, folder)
         names = dict(zip(("model", "method", "tuning", "data", "protocol", "fingerprint"), group, strict=False))
         records.append(
             names
@@ -121,6 +137,20 @@ def summarise(runs: Sequence[Run]) -> list[dict[str, Any]]:
             }
         )
     return records
+
+
+def _add_intervals(numbers: dict[str, Any], members: Sequence[Run], folder: Path) -> None:
+    from trace_hydra.statistics import across_runs, read_scores
+
+    try:
+        scores = [read_scores(folder / member.folder, member.results) for member in members]
+    except StoreError as error:
+        for number in numbers.values():
+            number |= {"low": None, "high": None, "note": str(error)}
+        return
+    for name, number in numbers.items():
+        found = across_runs(scores, name)
+        number |= {"low": found.low, "high": found.high, "note": found.note}
 
 
 def row_of(run: Run) -> dict[str, Any]:
@@ -147,7 +177,13 @@ def show(records: Sequence[Mapping[str, Any]], left_out: Sequence[Mapping[str, s
         values = {record[key] for record in records}
         same += [f"{key} {value}" for value in values if len(values) == 1]
         apart += [key] if len(values) > 1 else []
-    print(f"Mean ± half width of the 95 % t interval over runs: {', '.join(same) or 'no run'}")
+    by_rows = any("low" in number for record in records for number in record["numbers"].values())
+    what = (
+        "[95 % interval over test rows, seeds and orders]"
+        if by_rows
+        else "± half width of the 95 % t interval over runs"
+    )
+    print(f"Mean {what}: {', '.join(same) or 'no run'}")
     table = Table()
     for column in (*apart, "settings", "n", "seeds", "orders"):
         table.add_column(column, overflow="fold", no_wrap=column in apart)
@@ -167,6 +203,9 @@ def show(records: Sequence[Mapping[str, Any]], left_out: Sequence[Mapping[str, s
             "Runs with different fingerprints answered different questions (other test rows, say: generated or sampled "
             "rows follow seed.data) and are not averaged. To vary the training alone: seed.train=0,1,2 seed.data=0."
         )
+    notes = dict.fromkeys(record["numbers"][name].get("note") for record in records for name in shown)
+    for note in filter(None, notes):
+        print(f"intervals: {note}")
     for one in left_out:
         print(f"left out: {one['folder']}: {one['reason']}")
 
@@ -176,6 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trace_hydra.collect", description=str(__doc__).split("\n")[0])
     parser.add_argument("folder", type=Path, help="a folder with run directories at any depth, such as paths.runs")
     parser.add_argument("--out", type=Path, help="where collect.csv and collect.json go (default: the folder)")
+    parser.add_argument("--rows", action="store_true", help="read the test rows too, for intervals that cover them")
     parser.add_argument("--cells", action="store_true", help="write collect_cells.csv too, a row a scored cell")
     options = parser.parse_args(arguments)
     out = options.out or options.folder
@@ -183,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not found.runs and not found.left_out:
         print(f"trace_hydra.collect: no run below {options.folder}; name a folder of run directories.", file=sys.stderr)
         return 2
-    records = summarise(found.runs)
+    records = summarise(found.runs, options.folder if options.rows else None)
     rows = [row_of(run) for run in found.runs]
     show(records, found.left_out)
     try:
@@ -198,78 +238,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run_folders(folder: Path) -> Iterator[Path]:
-    """Find folders that hold a run or what is left of one, in the order of their names."""
-    for place, folders, files in os.walk(folder):
-        if ".hydra" in folders or {"results.json", "error.txt"} & set(files):
-            folders.clear()
-            yield Path(place)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _INSIDE_A_RUN)
-
-
-def _read(path: Path, name: str) -> Run | str:
-    """Read a run, or say why it does not count."""
-    try:
-        results = json.loads((path / "results.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return _unfinished(path)
-    except (OSError, ValueError) as error:
-        return f"results.json cannot be read: {error}"
-    if (problem := _problem(results)) is not None:
-        return f"results.json {problem}"
-    return Run(name, results, _settings(path / ".hydra" / "config.yaml"))
-
-
-def _problem(results: Any) -> str | None:
-    if not isinstance(results, dict):
-        return "is no JSON object"
-    shapes = {
-        **dict.fromkeys(("model", "method", "tuning", "data", "task_order"), str),
-        "seed": dict, "protocol": dict, "tasks": list, "stages": list, "cells": list, "wall_clock_s": float | int,
-    }  # fmt: skip
-    if wrong := [key for key, kind in shapes.items() if not isinstance(results.get(key), kind)]:
-        return f"lacks {', '.join(wrong)}"
-    if not {"name", "fingerprint"} <= set(results["protocol"]) or "train" not in results["seed"]:
-        return "lacks protocol.name, protocol.fingerprint or seed.train"
-    if wrong := [key for key in NUMBERS if not isinstance(results.get(key), float | int | None)]:
-        return f"has {', '.join(wrong)} that are no numbers"
-    if results.get("complete") is not True:
-        return "is incomplete: not every planned cell was scored"
-    if results.get("non_finite"):
-        return f"has numbers that are not finite: {', '.join(map(str, results['non_finite'][:3]))}"
-    return None
-
-
-def _unfinished(path: Path) -> str:
-    try:
-        first = (path / "error.txt").read_text(encoding="utf-8").split("\n", 1)[0]
-    except (OSError, ValueError):
-        return "no results.json: it runs, was stopped, or was killed"
-    return f"no results.json: {first}"
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """Read the leaves of a run's configuration that its group depends on; {} where it is not there."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # both safe; the first is ten times faster
-    try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    leaves: dict[str, Any] = {}
-    for key, node in config.items() if isinstance(config, dict) else ():
-        if key not in _NOT_SETTINGS:
-            _flatten(str(key), node, leaves)
-    return leaves
-
-
-def _flatten(path: str, node: Any, leaves: dict[str, Any]) -> None:
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            _flatten(f"{path}.{key}", value, leaves)
-    else:
-        leaves[path] = node
-
-
 def _apart(settings: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> str:
     """Write the settings in which groups of the same names differ."""
     missing = object()
@@ -281,7 +249,11 @@ def _apart(settings: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> s
 def _number(number: Mapping[str, Any], runs: int) -> str:
     if number["mean"] is None:
         return "-"
-    text = f"{number['mean']:.2f}" + (f" ± {number['margin']:.2f}" if number["margin"] is not None else "")
+    text = f"{number['mean']:.2f}"
+    if "low" in number:
+        text += f" [{number['low']:.2f}, {number['high']:.2f}]" if number["low"] is not None else ""
+    elif number["margin"] is not None:
+        text += f" ± {number['margin']:.2f}"
     return text if number["n"] == runs else f"{text} (n={number['n']})"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from trace_hydra.callbacks.log import positions
+from trace_hydra.callbacks.axes import positions
 from trace_hydra.files import write_bytes
 
 

@@ -20,8 +20,10 @@ from yaml import YAMLError
 
 from trace_hydra import entry, ranks, schema
 from trace_hydra.errors import problem_list
+from trace_hydra.terminal import plain
 
 _AFTER_RANK_0_S = 3.0
+_BREAK = "\n"
 # Flags of Hydra's own command line that take the next argument as their value.
 _FLAGS_WITH_VALUE = {
     "--config-dir",
@@ -49,7 +51,7 @@ def fail(message: str, code: int, *, anyone: bool = False) -> None:
         anyone: Whether other processes of the run than rank 0 print it too; they all find what is wrong with a command.
     """
     if anyone or ranks.is_first():
-        print(f"trace_hydra: {message}", file=sys.stderr, flush=True)
+        print(f"trace_hydra: {plain(message, keep=_BREAK)}", file=sys.stderr, flush=True)
     else:
         time.sleep(_AFTER_RANK_0_S)  # a launcher ends the others as soon as one ends
     sys.exit(code)

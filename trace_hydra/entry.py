@@ -23,12 +23,24 @@ NAMED_NODES = ("model", "method", "tuning", "data", "task_order")
 _MULTIRUN = ("-m", "--multirun")
 # `task_order=[A,B]` (or several lists, for a sweep): Hydra would look for option files A.yaml and B.yaml.
 _ORDER_LIST = re.compile(r"task_order=(\[.*\])")
+_typed: list[str] = []
+"""The command line of this process."""
 
 
 def project_root() -> Path:
     """Find the folder that holds `conf/`: the checkout, or the copy inside an installed wheel."""
     checkout = _PACKAGE.parent
     return checkout if (checkout / "conf" / "config.yaml").is_file() else _PACKAGE / "_data"
+
+
+def remember(arguments: Sequence[str]) -> None:
+    """Keep the command line as it was typed, for messages that say how to go on."""
+    _typed[:] = arguments
+
+
+def typed() -> list[str]:
+    """Give the command line of this process as it was typed; nothing where a launcher started it."""
+    return list(_typed)
 
 
 def rewrite_overrides(arguments: Sequence[str]) -> list[str]:

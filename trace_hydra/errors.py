@@ -35,6 +35,10 @@ class StoreError(TraceHydraError):
     """A file or folder of a run that cannot be written, read or trusted."""
 
 
+class DashboardError(TraceHydraError):
+    """W&B did not take a page; says why and what to do, never the key."""
+
+
 class Stopped(BaseException):
     """A signal asked the run to stop; the same command goes on from there. No `Exception`: nothing may swallow it."""
 

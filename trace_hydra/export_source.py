@@ -132,6 +132,7 @@ class Source:
             stages=self.stages,
             cells=(),
             answers={},
+            measured=(),
             disclosures={},
         )
         encoder = Encoder.of(self.tokenizer, config.protocol)

@@ -16,12 +16,21 @@ def write_json(content: Any, path: Path) -> None:
     Raises:
         StoreError: If it cannot be written, or holds what JSON cannot (NaN, an object of another type).
     """
+    write_bytes(as_json(content, path), path)
+
+
+def as_json(content: Any, path: Path, indent: int | None = 2) -> bytes:
+    """Write JSON to memory; `path` is where it will go.
+
+    Raises:
+        StoreError: If it holds what JSON cannot.
+    """
     try:
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
     except (ValueError, TypeError) as error:
         raise StoreError(f"cannot write {path}: {error}.") from error
     # A lone surrogate, which a row may hold, becomes its JSON escape.
-    write_bytes((text + "\n").encode("utf-8", "backslashreplace"), path)
+    return (text + "\n").encode("utf-8", "backslashreplace")
 
 
 def write_bytes(content: bytes, path: Path) -> None:
@@ -34,8 +43,13 @@ def write_bytes(content: bytes, path: Path) -> None:
         put_bytes(content, path)
 
 
-def put_bytes(content: bytes, path: Path) -> None:
+def put_bytes(content: bytes, path: Path, *, durable: bool = True) -> None:
     """Write a file as `write_bytes` does, whatever the process.
+
+    Args:
+        content: All of it.
+        path: Its folder is made.
+        durable: Whether it must be on disk afterwards; else a crash of the machine may leave it empty.
 
     Raises:
         StoreError: If it cannot be written; names path and reason.
@@ -48,11 +62,13 @@ def put_bytes(content: bytes, path: Path) -> None:
             with partial.open("xb") as file:  # never through a link that waits there
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
     except OSError as error:
         raise StoreError(
             f"cannot write {path}: {error.strerror or error}; it takes {len(content):,} bytes. Free space or change "

@@ -31,6 +31,7 @@ ANSWERS_VERSION = 3
 WITHOUT_EFFECT = (
     # where things lie, what is shown, who may be imported
     "paths.*", "logger.*", "callbacks.*", "trust.*", "hydra.*", "cost", "store.*", "checkpoint.*", "sweep.*", "on_oom",
+    "progress",
     # how parts are called, and what is only known about them
     "*.name", "model.published", "model.parameters", "model.context_length",
     # where weights and rows are read from: weights, tokenizer and rows themselves are hashed

@@ -1,4 +1,4 @@
-"""What a job leaves in its folder about how it went: error.txt, and status.json within a sweep. No torch here."""
+"""What a job leaves in its folder about how it went: error.txt and status.json. No torch here."""
 
 import json
 import os
@@ -14,14 +14,18 @@ from typing import Any
 
 from trace_hydra import __version__, ranks
 from trace_hydra.errors import Stopped, StoreError, TraceHydraError
-from trace_hydra.files import put_bytes, write_bytes, write_json
+from trace_hydra.files import put_bytes, write_bytes
+from trace_hydra.heartbeat import STATUS, Heartbeat
 from trace_hydra.interrupt import Interrupts
 from trace_hydra.store import locks
+from trace_hydra.terminal import plain
 
 HALT = "TRACE_HYDRA_SWEEP_HALT"
 """Environment variable: the file whose presence keeps further jobs of a sweep from starting. Processes that a launcher
 starts inherit it, so it works with every launcher on a shared file system."""
-ERROR, STATUS = "error.txt", "status.json"
+ERROR = "error.txt"
+_STOPPED = (75, 130)
+"""Exit codes of processes that a signal stopped."""
 _SENT_BACK = ContextVar("sent_back", default=False)
 
 
@@ -45,29 +49,34 @@ def watched(directory: Path, arguments: Sequence[str], *, fail_fast: bool) -> It
     Raises:
         NotStarted: If the sweep was halted before.
     """
+    from trace_hydra import entry  # what only reads a job's files needs no omegaconf
+
     halt = halt_file()
     with Interrupts():  # from the start: imports alone take seconds, and the run's own come later
         if halt is not None and halt.exists():
             raise NotStarted("the sweep was halted before this job started.")
+        again = arguments if halt else entry.typed() or arguments
+        heart = Heartbeat(directory, again, halt.name if halt else None)
         try:
             if ranks.is_first():
                 (directory / ERROR).unlink(missing_ok=True)
-            _write_status(directory, halt, "running")
-            yield
-        except ranks.FailedElsewhere:  # that process writes
+            with heart:
+                yield
+        except ranks.FailedElsewhere as other:  # that process has said why
+            heart.end("stopped" if other.code in _STOPPED else "failed")
             raise
         except (Stopped, KeyboardInterrupt):
-            _write_status(directory, halt, "stopped")
+            heart.end("stopped", sent_back=sent_back())
             if halt is not None and not sent_back():
                 put_up(halt, "stopped")
             raise
         except BaseException as error:
             write_error(directory, error, arguments)
-            _write_status(directory, halt, "failed")
+            heart.end("failed")
             if halt is not None and fail_fast:
                 put_up(halt, "failed")
             raise
-        _write_status(directory, halt, "done")
+        heart.end("done")
 
 
 @contextmanager
@@ -145,10 +154,4 @@ def report_end(error: BaseException, directory: Path) -> None:
         text = f"stopped: {directory}"
     else:
         text = f"job failed: {error or type(error).__name__}\n  traceback: {directory / ERROR}"
-    print(f"trace_hydra: {text}", file=sys.stderr, flush=True)
-
-
-def _write_status(directory: Path, halt: Path | None, state: str) -> None:
-    if halt is not None:
-        with suppress(StoreError):
-            write_json({"state": state, "sweep": halt.name, "process": locks.this_process()}, directory / STATUS)
+    print(plain(f"trace_hydra: {text}", keep="\n"), file=sys.stderr, flush=True)

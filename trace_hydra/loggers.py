@@ -18,6 +18,8 @@ from trace_hydra.credentials import secret_problems
 from trace_hydra.csv_file import CsvFile
 from trace_hydra.errors import ConfigError
 from trace_hydra.plan import RunInfo
+from trace_hydra.wandb_artifacts import KINDS, log_artifacts
+from trace_hydra.wandb_labels import labels
 from trace_hydra.wandb_link import FLUSH_S, finish_run, open_run, patience, server_answers
 from trace_hydra.wandb_media import MediaQueue
 from trace_hydra.wandb_pieces import UPLOADED, earlier, is_offline, is_uploaded, pieces, run_id, sync_command
@@ -48,10 +50,20 @@ class RunLogger(WandbLogger):
         directory: The run's.
         logged: What earlier starts logged, `callbacks.log.unlogged`.
         finish_timeout_s: Seconds that its end may take while the server answers.
+        artifacts: Logs the artifacts of a finished run.
     """
 
-    def __init__(self, *, experiment: Any, directory: Path, logged: Mapping[str, float], finish_timeout_s: float):
+    def __init__(
+        self,
+        *,
+        experiment: Any,
+        directory: Path,
+        logged: Mapping[str, float],
+        finish_timeout_s: float,
+        artifacts: Callable[[Any], None] = lambda experiment: None,
+    ):
         super().__init__(experiment=experiment, project=experiment.project)
+        self._artifacts = artifacts
         self.directory, self.logged, self.finish_timeout_s = directory, logged, finish_timeout_s
         self.run_id, self.folder, self.started = experiment.id, Path(experiment.settings.sync_dir), time.monotonic()
         self._media: MediaQueue | None = None
@@ -70,8 +82,14 @@ class RunLogger(WandbLogger):
         patience_s = min(self.finish_timeout_s, patience(time.monotonic() - self.started))
         if self._media:
             self._media.close(patience_s)
+        experiment = self.experiment
         complete = finish_run(
-            self.experiment, exit_code, patience_s=patience_s, timeout_s=self.finish_timeout_s, alone=not _OPEN
+            experiment,
+            exit_code,
+            patience_s=patience_s,
+            timeout_s=self.finish_timeout_s,
+            alone=not _OPEN,
+            last=lambda: attempt(self, lambda: self._artifacts(experiment)) if exit_code == 0 else None,
         )
         if complete:
             attempt(self, (self.folder / UPLOADED).touch)
@@ -139,6 +157,7 @@ def wandb_logger(
     probe_timeout_s: float,
     init_timeout_s: float,
     finish_timeout_s: float,
+    artifacts: Sequence[str],
     settings: Mapping[str, Any],
 ) -> WandbLogger | None:
     """Open one W&B run for this job, online if a key is configured, offline otherwise or if that fails.
@@ -159,16 +178,19 @@ def wandb_logger(
         init_timeout_s: Seconds a server that answered has to take the run; then it is offline.
         finish_timeout_s: Seconds to wait at the end for what is not uploaded yet; it stays on disk. Less if the server
             does not answer: `wandb_link.patience`.
+        artifacts: What to upload with a finished run, of `wandb_artifacts.KINDS`.
         settings: More fields of `wandb.Settings`.
 
     Returns:
         None if disabled or impossible; then a warning says why.
 
     Raises:
-        ConfigError: If `mode` or a field of `settings` is unknown.
+        ConfigError: If `mode`, one of `artifacts` or a field of `settings` is unknown.
     """
     if mode not in MODES:
         raise ConfigError(f"logger.wandb.mode={mode!r} is none of {', '.join(MODES)}.")
+    if wrong := [one for one in artifacts if one not in KINDS]:
+        raise ConfigError(f"logger.wandb.artifacts={list(artifacts)} has {wrong[0]!r}; there are {', '.join(KINDS)}.")
     try:
         import wandb
     except ImportError as error:
@@ -191,7 +213,7 @@ def wandb_logger(
         "group": (group or f"{run.method}-{run.task_order}-{run.model}")[:_GROUP_LENGTH],
         "job_type": job_type,
         "tags": [tag[:_TAG_LENGTH] for tag in dict.fromkeys([run.method, run.model, run.fingerprint, *tags]) if tag],
-        "config": {**plain_config(run.config), "protocol_fingerprint": run.fingerprint},
+        "config": {**plain_config(run.config), **labels(run)},
         "dir": str(run.directory),
         "reinit": "create_new",  # a sweep has several jobs in one process
     }
@@ -209,7 +231,11 @@ def wandb_logger(
     if known.next_step > experiment.starting_step:
         experiment.log({}, step=known.next_step)
     return RunLogger(
-        experiment=experiment, directory=run.directory, logged=known.logged, finish_timeout_s=finish_timeout_s
+        experiment=experiment,
+        directory=run.directory,
+        logged=known.logged,
+        finish_timeout_s=finish_timeout_s,
+        artifacts=partial(log_artifacts, run=run, kinds=tuple(artifacts)),
     )
 
 

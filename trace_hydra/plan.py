@@ -101,5 +101,7 @@ class RunInfo:
     """Cells of the matrix to score, in order: row (0 = before training), task, test rows."""
     answers: Mapping[tuple[int, str], str] = field(default_factory=dict)
     """Cell (row, task) -> key of its answers in the store."""
+    measured: tuple[int, ...] = ()
+    """Rows at which capability sets are answered, 0 (the start model) among them; none without sets."""
     disclosures: Mapping[str, Any] = field(default_factory=dict)
     """What the method needs that others do not: task ids at test, all tasks at once, gradients at test."""

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from trace_hydra import inputs, keys
-from trace_hydra.build import Parts
+from trace_hydra.build import Parts, measured_rows
 from trace_hydra.context import TrainTask
 from trace_hydra.data.encode import Encoder
 from trace_hydra.data.options import closed_options, option_problems
@@ -21,6 +20,7 @@ from trace_hydra.errors import DataError, problem_list
 from trace_hydra.evaluate import cells_to_score
 from trace_hydra.methods.base import Method
 from trace_hydra.plan import RunInfo, Stage
+from trace_hydra.shown import print_table, say
 from trace_hydra.store.tokens import TokenFiles
 
 DISCLOSED = ("sees_all_tasks", "sees_task_id", "grad_at_test", "merges", "makes_rows", "cells")
@@ -98,6 +98,7 @@ def prepare(
         stages=tuple(_plan_stages(config, parts, data, tokens, stage_keys, micro or {})),
         cells=tuple((row, task, len(data.tasks[task].test)) for row, task in cells),
         answers={(row, task): inputs.key_of(entries[f"answers/{row}/{task}"]) for row, task in cells},
+        measured=(0, *measured_rows(config)) if parts.capability else (),
         disclosures={key: getattr(parts.method, key) for key in DISCLOSED} | _disclosed(views),
     )
     return Prepared(run, data.tasks, views, data, tokenizer, encoder, truncated, entries)
@@ -115,15 +116,11 @@ def show_plan(prepared: Prepared) -> None:
         cut = prepared.truncated[stage.task]["train"]
         numbers = (stage.rows, stage.epochs, stage.steps, stage.tokens, cut)
         table.add_row(str(stage.index), stage.task, *(f"{number:,}" for number in numbers))
-    console = Console(width=max(Console().width, 88))
-    console.print(table)
+    print_table(table)
     generations = sum(count for _, _, count in run.cells)
-    console.print(
+    say(
         f"protocol {run.protocol} [{run.fingerprint}]: {len(run.cells)} cells, {generations:,} answers; "
-        f"results go to {run.directory}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+        f"results go to {run.directory}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,8 +13,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from trace_hydra import build, inputs, keys, ranks, report
+from trace_hydra import build, heartbeat, inputs, keys, ranks, terminal
 from trace_hydra.build import Parts
+from trace_hydra.callbacks.status import StatusCallback
 from trace_hydra.capability.board import CapabilityBoard
 from trace_hydra.capability.subject import Subject
 from trace_hydra.data.audit import audit_tasks
@@ -25,6 +27,7 @@ from trace_hydra.memory import OutOfMemory, smaller
 from trace_hydra.models.checkpoint import remember_hashes
 from trace_hydra.plan import Effort
 from trace_hydra.prepare import Prepared, prepare, show_plan, token_counter
+from trace_hydra.report import results as report
 from trace_hydra.scoreboard import Scoreboard
 from trace_hydra.space import check_space
 from trace_hydra.store.entries import Store
@@ -48,14 +51,19 @@ def run(config: DictConfig, directory: Path) -> float | None:
         TraceHydraError: Whatever a user can cause; configuration and data errors before the model is loaded.
     """
     started = time.monotonic()
-    with quiet(), Interrupts() as interrupts, ranks.joined(device_of(config.trainer)):
+    shown = logging.WARNING if config.progress == "quiet" else logging.NOTSET
+    logs = terminal.plain_logs(shown)
+    with quiet(), logs, Interrupts() as interrupts, ranks.joined(device_of(config.trainer)):
         parts = build.validate(config)
         if not ranks.is_first():
             parts = replace(parts, callbacks=[], loggers=[])
+        elif (heart := heartbeat.current()) is not None:
+            parts = replace(parts, callbacks=[*parts.callbacks, StatusCallback(heart.tell)])
         store = open_store(Path(config.paths.store))
         remember_hashes(store.root / "hashes.json")
         prepared = prepare(config, parts, directory)
-        show_plan(prepared)
+        if terminal.mode_of(config.progress, sys.stderr) != "quiet":
+            show_plan(prepared)
         for notice in filter(None, (one.notice() for one in parts.capability.values())):
             print(notice)
         ranks.on_first(lambda: check_space(config, parts, prepared, store))
@@ -130,10 +138,15 @@ def _train_and_score(prepared: Prepared, parts: Parts, live: Live, board: Scoreb
     @contextmanager
     def trained() -> Iterator[Subject]:
         ctx = live.at(len(efforts))
-        with undisturbed(ctx):
+        with _measuring(parts, len(efforts)), undisturbed(ctx):
             yield Subject(ctx, live.method)
 
-    abilities.start(live.untouched)
+    @contextmanager
+    def untouched() -> Iterator[Subject]:
+        with live.untouched() as subject, _measuring(parts, 0):
+            yield subject
+
+    abilities.start(untouched)
     board.score_row(0)
     for stage in prepared.run.stages:
         for callback in parts.callbacks:
@@ -146,6 +159,18 @@ def _train_and_score(prepared: Prepared, parts: Parts, live: Live, board: Scoreb
         abilities.after(stage.index, trained)
         live.close(stage.index)
     return efforts
+
+
+@contextmanager
+def _measuring(parts: Parts, row: int) -> Iterator[None]:
+    """Let the callbacks hear that a capability set is being answered."""
+    for callback in parts.callbacks:
+        callback.on_measuring_start(row)
+    try:
+        yield
+    finally:
+        for callback in parts.callbacks:
+            callback.on_measuring_end(row)
 
 
 def _abilities(config: DictConfig, parts: Parts, prepared: Prepared, store: Store) -> CapabilityBoard:

@@ -176,6 +176,8 @@ class Config:
     """What happens at a loss or gradient that is not finite: "stop", or "skip_batch" (no step is taken)."""
     on_oom: str = MISSING
     """What happens when memory runs out in training: "stop", or "halve" (the micro-batch; accumulation doubles)."""
+    progress: str = "auto"
+    """What is shown while it runs: "bar", "lines", "quiet"; "auto": a bar on a terminal, lines elsewhere."""
     model: Any = MISSING
     tuning: Any = MISSING
     optim: Any = MISSING

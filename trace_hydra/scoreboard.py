@@ -78,8 +78,10 @@ class Scoreboard:
         self.scores[row, task] = cell.score
         self.tokens[row] += cell.tokens
         write_lines(cell.records, predictions_file(self.run.directory, row, task))
+        prompts = [example.prompt for example in self.tasks[task].test]
         for callback in self.callbacks:
             callback.on_cell_scored(row, task, cell.score)
+            callback.on_answers(row, task, prompts, cell.records)
 
     def _answers(self, row: int, task: str) -> tuple[list[dict[str, Any]], int]:
         """Take a cell's answers from the store, or have the model give them and store them."""

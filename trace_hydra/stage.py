@@ -82,6 +82,8 @@ class StageModule(LightningModule):
         """Optimizer steps of the stage's phases before this one."""
         self.last_tokens = 0
         """Tokens of the last step without padding."""
+        self.tokens_seen = 0
+        """Tokens of the stage's steps so far without padding, earlier phases and all processes included."""
         self.skipping = on_nonfinite == "skip_batch"
         self.skipped = skipped
         """Steps of this phase that were not taken, for a value that was not finite."""
@@ -144,6 +146,7 @@ class StageModule(LightningModule):
         (self._zero.begin if self._zero else self.optimizers().zero_grad)()  # type: ignore[union-attr]
         self.readings.begin(self.where(), batch[0]["step_ids"])
         self.last_tokens = sum(one["num_tokens"] for one in batch)
+        self.tokens_seen += batch[0]["step_tokens"]
         self._meets = False
         with ranks.own_draws(self.ctx, f"{self.seed}-{self.trainer.global_step}"), self._told():
             self._communicate(False)

@@ -20,7 +20,7 @@ from trace_hydra.errors import ConfigError, StoreError, TraceHydraError, problem
 from trace_hydra.keys import digest
 from trace_hydra.plan import RunInfo
 from trace_hydra.prepare import Prepared, count_task, prepare
-from trace_hydra.report import SCHEMA
+from trace_hydra.report.results import SCHEMA
 from trace_hydra.store.entries import Entry, Store
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ class JobPlan:
     directory: Path
     stages: tuple[Piece, ...] = ()
     cells: tuple[Piece, ...] = ()
+    measured: int = 0
+    """Rows at which capability is measured."""
     done: bool = False
     """results.json is there, complete, and answers this question."""
     problem: str | None = None
@@ -163,6 +165,7 @@ def _plan(job: Job, plan: JobPlan, shared: "_Shared") -> JobPlan:
             plan,
             stages=stages,
             cells=cells,
+            measured=len(run.measured),
             done=is_done(job.directory, [one.key for one in run.stages], run.fingerprint),
         )
     except TraceHydraError as error:

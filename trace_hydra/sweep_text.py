@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from trace_hydra.job import ERROR, status
+from trace_hydra.shown import print_table, say
 from trace_hydra.sweep import JobPlan, Piece, read_results
+from trace_hydra.terminal import plain
 
 _LISTED = 30
 """Jobs up to which the plan has a line for each."""
@@ -42,10 +43,9 @@ def show_plan(plans: Sequence[JobPlan], order: Sequence[JobPlan]) -> None:
     for name, wanted in (("needed", (True, False)), ("in the store", (True,)), ("new", (False,))):
         chosen = [[piece.amount for piece in pieces if piece.stored in wanted] for pieces in (stages, cells)]
         table.add_row(name, *(f"{number:,}" for amounts in chosen for number in (len(amounts), sum(amounts))))
-    console = Console(width=max(Console().width, 100))
-    console.print(table)
+    print_table(table)
     if len(plans) <= _LISTED:
-        console.print(_job_table(plans, order))
+        print_table(_job_table(plans, order))
 
 
 def outcomes(plans: Sequence[JobPlan], halt: Path) -> list[Outcome]:
@@ -63,22 +63,21 @@ def show_outcomes(ended: Sequence[Outcome], folder: Path) -> None:
         table.add_column(column, justify="left" if column in ("job", "state") else "right", overflow="fold")
     for one in ended:
         numbers = ("" if value is None else f"{value:.2f}" for value in (one.op, one.bwt))
-        table.add_row(str(one.plan.number), labels[one.plan.number], one.state, *numbers)
-    console = Console(width=max(Console().width, 100))
-    console.print(table, markup=False)
+        table.add_row(str(one.plan.number), plain(labels[one.plan.number]), one.state, *numbers)
+    print_table(table)
     failed: dict[str, list[JobPlan]] = {}
     for one in ended:
         if one.state == "failed":
             failed.setdefault(_reason(one.plan), []).append(one.plan)
     for reason, plans in failed.items():
         numbers = ", ".join(f"#{plan.number}" for plan in plans)
-        _say(console, "\n   ".join([f"{numbers} failed: {reason}", *(str(plan.directory / ERROR) for plan in plans)]))
+        say("\n   ".join([f"{numbers} failed: {reason}", *(str(plan.directory / ERROR) for plan in plans)]))
     states = [one.state for one in ended]
     tally = {state: states.count(state) for state in dict.fromkeys(states) if not state.startswith("same")}
-    _say(console, ", ".join(f"{count} {state}" for state, count in tally.items()))
+    say(", ".join(f"{count} {state}" for state, count in tally.items()))
     if exit_code(ended):
-        _say(console, "The same command skips what is done and goes on with the rest.")
-    _say(console, f"One table of all runs: python -m trace_hydra.collect {folder}")
+        say("The same command skips what is done and goes on with the rest.")
+    say(f"One table of all runs: python -m trace_hydra.collect {folder}")
 
 
 def exit_code(ended: Sequence[Outcome], stopped: bool = False) -> int:
@@ -115,7 +114,7 @@ def _job_table(plans: Sequence[JobPlan], order: Sequence[JobPlan]) -> Table:
     for plan in [*order, *(plan for plan in plans if not plan.to_run)]:
         new = [[piece.amount for piece in pieces if not piece.stored] for pieces in (plan.stages, plan.cells)]
         numbers = [f"{number:,}" for number in (len(new[0]), sum(new[0]), sum(new[1]))] if plan.to_run else [""] * 3
-        table.add_row(str(plan.number), labels[plan.number], _planned(plan), *numbers)
+        table.add_row(str(plan.number), plain(labels[plan.number]), _planned(plan), *numbers)
     return table
 
 
@@ -150,7 +149,3 @@ def _reason(plan: JobPlan) -> str:
 
 def _distinct(groups: Iterable[Iterable[Piece]]) -> list[Piece]:
     return list({piece.key: piece for pieces in groups for piece in pieces}.values())
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -118,6 +118,7 @@ def _train_phase(
     module = _module(training, ctx, method, phase, len(rows), carried, terms, skipped)
     module.steps_before, module.seed, module.votes = progress.steps, seed, saver.votes
     checkpoint = saver.take_up(batches, number)
+    module.tokens_seen = progress.tokens + batches.tokens_before()
     trainer: Any = build_trainer(
         parts.trainer,
         max_epochs=phase.epochs,

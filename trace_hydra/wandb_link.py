@@ -6,17 +6,15 @@ is on disk in any case.
 """
 
 import logging
-import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
-from io import StringIO
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trace_hydra.callbacks.log import STAGE, STEP
+from trace_hydra.callbacks.axes import STAGE, STEP, TOKENS
+from trace_hydra.wandb_quiet import contained
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +49,7 @@ def open_run(
     Returns:
         A wandb.Run, None if disabled or impossible.
     """
-    with _contained():
+    with contained():
         try:
             wanted, reason = _resolve_mode(mode, settings, probe_timeout_s, held_back)
         except Exception as error:  # noqa: BLE001 - a broken netrc or settings file must not end a run
@@ -61,12 +59,12 @@ def open_run(
     for attempted in (wanted, "offline"):  # offline twice: the second time with a new service
         before = _run_folders(arguments["dir"])
         try:
-            with _contained():
+            with contained():
                 experiment = _init(arguments, {**settings, "mode": attempted})
         except Exception as error:  # noqa: BLE001 - wandb raises errors of all kinds, and none is worth a run
             reason = _named(error)
             if alone:
-                with _contained():
+                with contained():
                     _end_service(1)  # it would refuse the id, which it holds to be in use, and wait when it ends
             _remove(_run_folders(arguments["dir"]) - before)
             continue
@@ -79,7 +77,15 @@ def open_run(
     return None
 
 
-def finish_run(experiment: Any, exit_code: int, *, patience_s: float, timeout_s: float, alone: bool) -> bool:
+def finish_run(
+    experiment: Any,
+    exit_code: int,
+    *,
+    patience_s: float,
+    timeout_s: float,
+    alone: bool,
+    last: Callable[[], None] = lambda: None,
+) -> bool:
     """End a run; returns whether the server has all of it.
 
     Args:
@@ -88,9 +94,15 @@ def finish_run(experiment: Any, exit_code: int, *, patience_s: float, timeout_s:
         patience_s: How long it may take where the server does not answer.
         timeout_s: How long it may take where the server does.
         alone: No other W&B run of this process is open, so wandb's service can be ended with this one.
+        last: What is still to be logged, and may wait for the server as the end does; raises nothing.
     """
-    with _contained():
-        finishing = _Call(lambda: experiment.finish(exit_code=exit_code))
+
+    def finish() -> None:
+        last()
+        experiment.finish(exit_code=exit_code)
+
+    with contained():
+        finishing = _Call(finish)
         try:
             problem = _await(finishing, experiment, patience_s, timeout_s)
         except Exception as error:  # noqa: BLE001 - as in open_run
@@ -228,10 +240,10 @@ def _init(arguments: dict[str, Any], settings: dict[str, Any]) -> Any:
     import wandb
 
     experiment = wandb.init(**arguments, settings=wandb.Settings(**settings))
-    experiment.define_metric(STEP, hidden=True)
-    experiment.define_metric(STAGE, hidden=True)
-    experiment.define_metric("train/*", step_metric=STEP)
-    for name in ("score/*", "matrix/*", "method/*", "capability/*", "progress/op", "progress/bwt"):
+    for axis in (STEP, STAGE, TOKENS):
+        experiment.define_metric(axis, hidden=True)
+    experiment.define_metric("train/*", step_metric=TOKENS)
+    for name in ("score/*", "matrix/*", "samples/*", "method/*", "capability/*", "progress/op", "progress/bwt"):
         experiment.define_metric(name, step_metric=STAGE)
     return experiment
 
@@ -252,21 +264,3 @@ def _remove(folders: Iterable[Path]) -> None:
     """Take away what a failed start left: a run folder without a run in it."""
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _contained() -> Iterator[None]:
-    """Keep wandb's messages off stderr, and put its environment variables (its service's address) back afterwards.
-
-    Unless the environment says otherwise wandb reports errors to nobody: an offline run is to contact no one, and a
-    report that gets no answer holds the end of the process up for 10 s (measured, wandb 0.31).
-    """
-    before = {key: value for key, value in os.environ.items() if key.startswith("WANDB")}
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    with redirect_stderr(StringIO()):
-        try:
-            yield
-        finally:
-            for key in [key for key in os.environ if key.startswith("WANDB") and key not in before]:
-                del os.environ[key]
-            os.environ.update(before)

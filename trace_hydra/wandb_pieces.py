@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trace_hydra.callbacks.log import STAGE, STEP, positions
+from trace_hydra.callbacks.axes import STAGE, STEP, positions
 from trace_hydra.errors import StoreError
 from trace_hydra.files import write_bytes
+from trace_hydra.wandb_labels import ID, ID_FILE
 
 log = logging.getLogger(__name__)
 
-ID_FILE = "wandb_id"
 UPLOADED = "uploaded"
 """Empty file in the piece of an online run that the server took to its end."""
 
-_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
+_NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
 _BLOCK, _HEADER, _PREFIX = 32768, 7, 7  # of LevelDB's log; wandb puts 7 bytes of its own before it
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
@@ -48,7 +48,7 @@ def run_id(directory: Path) -> str:
     path = directory / ID_FILE
     try:
         found = path.read_text(encoding="utf-8").strip()
-        if _ID.fullmatch(found):
+        if ID.fullmatch(found):
             return found
         log.warning("%s holds no W&B id (%.80r); this is a new W&B run.", path, found)
     except FileNotFoundError:
@@ -78,6 +78,16 @@ def earlier(directory: Path, run: str) -> Earlier:
     entries = [entry for piece in pieces(directory, run) for entry in _history(piece / f"run-{run}.wandb")]
     last = max((int(entry["_step"]) for entry in entries if entry.get("_step") is not None), default=-1)
     return Earlier(last + 1, positions(entries))
+
+
+def history(directory: Path) -> Iterator[dict[str, Any]]:
+    """Read the rows of a run's curves, first start first: metric -> number; what is no number is left out."""
+    paths = [path for path in directory.glob("wandb/*run-*/run-*.wandb") if not path.parent.is_symlink()]
+    for path in sorted(paths, key=lambda path: path.parent.name.removeprefix("offline-")):
+        for record in _records(path):
+            if record.WhichOneof("record_type") == "history":
+                named = ((item.key or item.nested_key[0], item.value_json) for item in record.history.item)
+                yield {name: float(text) for name, text in named if _NUMBER.fullmatch(text)}
 
 
 def is_offline(piece: Path) -> bool:

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 
 if TYPE_CHECKING:
     from trace_hydra.sweep import Job, JobPlan
+    from trace_hydra.sweep_record import RecordWriter
 
 log = logging.getLogger(__name__)
 
@@ -57,30 +58,65 @@ class TraceSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep."""
         from trace_hydra import sweep, sweep_text
+        from trace_hydra.sweep_progress import SweepProgress
 
         jobs = self._jobs(arguments)  # a mistake in an override ends the sweep here
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        plans, interrupted = list["JobPlan"](), False
+        plans, interrupted, record = list["JobPlan"](), False, None
         with _halt_file(folder) as halt:
             try:
                 with _signals(halt) as heard:
                     plans = sweep.plan_jobs(jobs, lambda: bool(heard))
                     order = sweep.in_order(plans)
-                    sweep_text.show_plan(plans, order)
+                    if self._progress == "quiet":
+                        logging.getLogger("hydra").setLevel(logging.WARNING)
+                    else:
+                        sweep_text.show_plan(plans, order)
                     self._leave_problems(plans, halt)
                     heard.watch(order)
-                    self._launch(order, halt)
+                    record = self._record(jobs, plans, order, halt)
+                    with SweepProgress(folder, record, self._progress, isinstance(self.launcher, BasicLauncher)):
+                        self._launch(order, halt)
             except KeyboardInterrupt:
                 interrupted = True
             ended = sweep_text.outcomes(plans, halt)
             halted_by = halt.read_text() if halt.exists() else ""
         sweep_text.show_outcomes(ended, folder)
         code = sweep_text.exit_code(ended, stopped=halted_by == "stopped")
+        if record is not None:
+            record.end(EXIT_INTERRUPTED if interrupted else code)
         if code or interrupted:
             sys.exit(EXIT_INTERRUPTED if interrupted else code)
         return [one.op for one in ended]
+
+    @property
+    def _progress(self) -> str:
+        return str(self.config.get("progress", "auto"))
+
+    def _record(
+        self, jobs: Sequence["Job"], plans: Sequence["JobPlan"], order: Sequence["JobPlan"], halt: Path
+    ) -> "RecordWriter":
+        """Write down what this sweep is about to do."""
+        from trace_hydra import entry
+        from trace_hydra.sweep_record import RecordWriter, remove_superseded
+        from trace_hydra.sweep_text import label_jobs
+
+        launcher = self.config.hydra.launcher
+        slots = launcher.get("n_jobs", launcher.get("array_parallelism"))
+        if isinstance(self.launcher, BasicLauncher):
+            slots = 1
+        record = RecordWriter(
+            halt,
+            entry.typed() or sys.argv[1:],
+            slots if isinstance(slots, int) and slots > 0 else None,
+            queued="submitit" in type(self.launcher).__module__,
+        )
+        groups = {job.number: [_name(job.config[node]) for node in ("model", "tuning", "method")] for job in jobs}
+        record.write(plans, order, label_jobs(plans), groups)
+        remove_superseded(halt.parent, record.path, [plan.directory for plan in plans])
+        return record
 
     def _jobs(self, arguments: list[str]) -> list["Job"]:
         """Expand the values and compose every job, as the launcher will."""
@@ -211,6 +247,11 @@ def _halt_file(folder: Path) -> Iterator[Path]:
             del os.environ[HALT]
         else:
             os.environ[HALT] = before
+
+
+def _name(node: Any) -> str:
+    """Name a part as `keys.name_of` does, from plain values too."""
+    return str(node.get("name") or node.get("_target_")).split(".")[-1] if hasattr(node, "get") else ""
 
 
 def _runs(pid: int) -> bool:

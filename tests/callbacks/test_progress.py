@@ -1,15 +1,22 @@
 """Time left, by hand with a clock that the test moves."""
 
 import io
+import json
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from doubles import Clock, two_tasks
 
+from trace_hydra import terminal
 from trace_hydra.callbacks.estimate import Estimate
-from trace_hydra.callbacks.progress import ProgressCallback, clock_time
+from trace_hydra.callbacks.progress import ProgressCallback
+from trace_hydra.callbacks.status import StatusCallback
+from trace_hydra.callbacks.tracker import Tracker
 from trace_hydra.metrics.continual import ScoreMatrix
+from trace_hydra.plan import Effort
 
 
 @pytest.fixture
@@ -27,15 +34,13 @@ def clock() -> Clock:
     return Clock()
 
 
-def train(
-    callback: ProgressCallback, clock: Clock, *, seconds: float, tokens: int, global_step: int, loss: float = 1.0
-):
+def train(callback: Tracker, clock: Clock, *, seconds: float, tokens: int, global_step: int, loss: float = 1.0):
     clock.now += seconds
     module = SimpleNamespace(readings=SimpleNamespace(means={"lm": loss}), last_tokens=tokens)
     callback.on_train_batch_end(SimpleNamespace(global_step=global_step, world_size=1), module, None, None, 0)
 
 
-def answer(callback: ProgressCallback, clock: Clock, row: int, task: str, *, count: int, seconds: float):
+def answer(callback: Tracker, clock: Clock, row: int, task: str, *, count: int, seconds: float):
     callback.on_scoring_start(row, task, count)
     clock.now += seconds
     callback.on_scoring_batch_end(count, 5 * count)
@@ -114,9 +119,9 @@ def test_a_line_every_interval_only(run_info, clock):
     assert [line.split(" · ")[1] for line in stream.getvalue().splitlines()] == ["0:04 gone", "0:08 gone"]
 
 
-def test_disabled_writes_nothing(run_info, clock):
-    stream = io.StringIO()
-    callback = ProgressCallback(interval_s=0.0, enabled=False, clock=clock, stream=stream)
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()], ids=["piped", "terminal"])
+def test_quiet_writes_nothing(run_info, clock, stream):
+    callback = ProgressCallback(interval_s=0.0, mode="quiet", clock=clock, stream=stream)
     callback.on_run_start(run_info, [])
     answer(callback, clock, 0, "A", count=10, seconds=10)
     callback.on_run_end({})
@@ -135,7 +140,7 @@ def test_terminal_line_is_updated_in_place_and_makes_room(run_info, clock, monke
         answer(callback, clock, 0, "A", count=10, seconds=10)
         drawn = stream.getvalue()
         assert "\n" not in drawn and drawn.startswith("\r\x1b[2K[scoring row 0/2 A]")
-        assert len(drawn.rpartition("\x1b[2K")[2]) == 29  # one less than the terminal, so it never wraps
+        assert len(drawn.rpartition("\x1b[2K")[2]) < 30  # as wide as the terminal it would wrap
         logging.getLogger().warning("hello")
         assert stream.getvalue() == drawn + "\r\x1b[2Khello\n"
         answer(callback, clock, 0, "B", count=20, seconds=10)
@@ -147,6 +152,21 @@ def test_terminal_line_is_updated_in_place_and_makes_room(run_info, clock, monke
         logging.getLogger().removeHandler(handler)
 
 
+def test_a_stage_shorter_than_an_interval_is_seen_on_a_terminal(run_info, clock, monkeypatch):
+    """The clock stands still: the line is drawn at the start of a stage, and steps wait for the interval."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    callback = ProgressCallback(interval_s=5.0, clock=clock, stream=stream)
+    callback.on_run_start(run_info, [])
+    callback.on_stage_start(run_info.stages[1])
+    drawn = stream.getvalue()
+    assert "[stage 2/2 B] step 0/" in drawn
+    callback.on_train_start(SimpleNamespace(global_step=0), None)
+    train(callback, clock, seconds=0, tokens=50, global_step=1)
+    assert stream.getvalue() == drawn
+
+
 def test_error_before_the_start_is_survived():
     """`on_run_error` may come before `on_run_start` if another callback's start failed."""
     callback = ProgressCallback(interval_s=1.0)
@@ -154,6 +174,98 @@ def test_error_before_the_start_is_survived():
     assert not callback._active
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (130, "2:10"), (3725, "1:02:05")])
-def test_clock_time(seconds, text):
-    assert clock_time(seconds) == text
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_narrow_terminals_get_what_matters(run_info, clock, monkeypatch, width):
+    """The place always, then time left, the sweep, the step, the rest; no line is as wide as the terminal.
+
+    Left are 350 tokens at 0.2 s and 60 answers at 1 s: 130 s.
+    """
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    terminal.set_sweep_note("sweep 3/12 done, about 2:00:00 left")
+    stream = Terminal()
+    try:
+        callback = ProgressCallback(interval_s=5.0, clock=clock, stream=stream)
+        callback.on_run_start(run_info, [])
+        answer(callback, clock, 0, "A", count=10, seconds=10)
+        callback.on_stage_start(run_info.stages[0])
+        callback.on_train_start(SimpleNamespace(global_step=0), None)
+        train(callback, clock, seconds=10, tokens=50, global_step=1)
+    finally:
+        terminal.set_sweep_note("")
+    line = stream.getvalue().rpartition("\x1b[2K")[2]
+    assert line.startswith("[stage 1/2 A]") and "about 2:10 left" in line and len(line) < width
+    assert ("sweep 3/12 done" in line) == (width > 60) and ("loss" in line) == (width == 200)
+    assert ("step 1/2" in line) == (width in (60, 200))  # beside the sweep's note there is no room for it at 80
+
+
+def test_what_was_trained_before_a_restart_is_not_to_do(run_info, clock):
+    """Step 1 of 2 was in the checkpoint: 50 of stage A's 100 tokens. 50 + 300 left, of which 50 take 5 s: 30 s more."""
+    tracker = Tracker(clock)
+    tracker.on_run_start(run_info, [])
+    tracker.on_stage_start(run_info.stages[0])
+    tracker.on_train_start(SimpleNamespace(global_step=1), SimpleNamespace(steps_before=0))
+    assert tracker.estimate.train_tokens == {1: 50, 2: 300} and tracker.done == 1
+    train(tracker, clock, seconds=5, tokens=50, global_step=2)
+    for row, task, _ in run_info.cells:
+        tracker.estimate.end_cell(row, task)
+    assert tracker.estimate.seconds_left() == pytest.approx(30) and tracker.done == 2
+
+
+def test_what_a_stage_takes_beside_its_steps_counts(run_info, clock):
+    """Stage A: 10 s in steps and 6 s of other work. Stage B: 300 tokens at 0.1 s, and 6 s."""
+    tracker = Tracker(clock)
+    tracker.on_run_start(run_info, [])
+    tracker.on_stage_start(run_info.stages[0])
+    clock.now += 4
+    tracker.on_train_start(SimpleNamespace(global_step=0), SimpleNamespace(steps_before=0))
+    train(tracker, clock, seconds=10, tokens=100, global_step=2)
+    clock.now += 2
+    tracker.on_stage_end(run_info.stages[0], Effort(0, 0, 0.0, 0, 0.0, 0))
+    for row, task, _ in run_info.cells:
+        tracker.estimate.end_cell(row, task)
+    assert tracker.estimate.seconds_left() == pytest.approx(36)
+
+
+def test_a_stage_from_the_store_is_no_measurement(run_info, clock):
+    tracker = Tracker(clock)
+    tracker.on_run_start(run_info, [])
+    tracker.on_stage_start(run_info.stages[0])
+    clock.now += 1
+    tracker.on_stage_end(run_info.stages[0], Effort(0, 0, 0.0, 0, 0.0, 0))
+    assert tracker.estimate.seconds_left() is None and tracker.estimate.train_tokens == {1: 0, 2: 300}
+    assert tracker.estimate.rates()["beside"] == [0, 0]
+
+
+def test_capability_is_named_until_it_is_measured(run_info, clock):
+    """Rows 0 and 2: two sets of row 0 took 3 s and 4 s, so row 2 takes 7 s."""
+    tracker = Tracker(clock)
+    tracker.on_run_start(replace(run_info, measured=(0, 2)), [])
+    assert tracker.estimate.uncounted == ["capability"]
+    for seconds in (3, 4):
+        tracker.on_measuring_start(0)
+        clock.now += seconds
+        tracker.on_measuring_end(0)
+    assert tracker.estimate.uncounted == []
+    tracker.on_scoring_start(0, "A", 10)
+    tracker.estimate.end_training(2)
+    for row, task, _ in run_info.cells:
+        tracker.estimate.end_cell(row, task)
+    assert tracker.estimate.seconds_left() == pytest.approx(7)
+    tracker.on_capability(2, {}, [])
+    assert tracker.estimate.seconds_left() == 0
+
+
+def test_status_is_told_at_boundaries_and_once_a_second(run_info, clock):
+    told: list[tuple[Any, bool]] = []
+    callback = StatusCallback(lambda facts, now: told.append((facts, now)), clock)
+    callback.on_run_start(run_info, [])
+    callback.on_stage_start(run_info.stages[0])
+    callback.on_train_start(SimpleNamespace(global_step=0), SimpleNamespace(steps_before=0))
+    for step in range(1, 11):
+        train(callback, clock, seconds=0.25, tokens=10, global_step=step)
+    assert [now for _, now in told] == [True, True, False, False]  # start, stage, 1 s, 2 s
+    assert (told[-1][0]["doing"], told[-1][0]["done"], told[-1][0]["rates"]["trained"]) == ("training", 8, [80.0, 2.0])
+    callback.on_run_end({"op": 1.5, "bwt": None})
+    assert told[-1][0]["op"] == 1.5 and told[-1][0]["bwt"] is None and told[-1][0]["percent"] == 100.0
+    json.dumps([facts for facts, _ in told], allow_nan=False)

@@ -26,10 +26,11 @@ class Module:
     """Measures what it is told."""
 
     def __init__(self):
-        self.readings, self.reads = Readings(), 0
+        self.readings, self.reads, self.tokens_seen = Readings(), 0, 0
 
     def step(self, tokens, **terms):
         self.last_tokens = tokens
+        self.tokens_seen += 2 * tokens  # of two processes
         self.readings.begin("step", [])
         self.readings.add({name: torch.tensor(value) for name, value in terms.items()}, 1.0)
 
@@ -61,9 +62,12 @@ def test_means_over_steps_and_tokens_over_time(run_info, recorder):
         "train/loss/ewc": 0.5,
         "train/tokens_per_s": 40.0,
         "progress/step": 2,
+        "progress/tokens": 160,
         "progress/stage": 1,
     }
-    assert recorder.entries == [(pytest.approx(expected), 2)] and module.reads == 1
+    ((metrics, step),) = recorder.entries
+    assert metrics.pop("train/host_memory_gb") > 0
+    assert metrics == pytest.approx(expected) and step == 2 and module.reads == 1
 
 
 class Toy(LightningModule):
@@ -73,9 +77,11 @@ class Toy(LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.readings = Readings()
+        self.tokens_seen = 0
 
     def training_step(self, batch, index):
         self.last_tokens = batch.numel()
+        self.tokens_seen += 5
         self.readings.begin("step", [])
         self.readings.add({"lm": batch.sum()}, 1.0)
         return (self.weight * batch).sum()
@@ -113,3 +119,19 @@ def test_steps_go_on_over_phases_of_a_real_trainer(run_info, recorder, tmp_path)
     losses = [entry for entry, _ in recorder.entries if "train/loss" in entry]
     seen = [(entry["progress/step"], entry["progress/stage"], entry["train/loss"]) for entry in losses]
     assert seen == [(2, 1, 1.5), (3, 1, 3.0), (5, 2, 1.5), (6, 2, 3.0)]
+    assert [entry["progress/tokens"] for entry in losses] == [10, 15, 25, 30]  # 5 a step, 15 a stage
+
+
+def test_tokens_go_on_behind_a_stage_from_the_store(run_info, recorder):
+    """Stage 1 was not trained here and cost 100 tokens, stage 2 is taken up 30 tokens in: its next 50 end at 180."""
+    callback = ThroughputCallback(every_n_steps=1)
+    callback.on_run_start(run_info, [recorder])
+    callback.on_stage_start(run_info.stages[0])
+    callback.on_stage_end(run_info.stages[0], Effort(100, 2, 1.0, 1, 0.0, 0))
+    callback.on_stage_start(run_info.stages[1])
+    module = Module()
+    module.tokens_seen = 30
+    callback.on_train_start(SimpleNamespace(global_step=1, world_size=2), module)
+    module.step(25, lm=1.0)
+    callback.on_train_batch_end(SimpleNamespace(world_size=2), module, None, None, 0)
+    assert recorder.entries[-1][0]["progress/tokens"] == 180 and recorder.entries[-1][0]["progress/step"] == 4

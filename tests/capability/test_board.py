@@ -155,7 +155,7 @@ def test_what_is_no_set_is_refused(tmp_path):
 
 
 def test_deltas_reach_the_loggers_and_the_terminal(tmp_path, capsys):
-    more = ["callbacks=default", "callbacks.progress.enabled=false", "logger=csv"]
+    more = ["callbacks=default", "callbacks.progress.mode=quiet", "logger=csv"]
     run = run_tiny(tmp_path, overrides(tmp_path, area="safety", when="every_stage", more=more))
     rows = list(csv.DictReader((run.directory / "csv/metrics.csv").open()))
     logged = [float(row["capability/delta_safety"]) for row in rows if row.get("capability/delta_safety")]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trace_hydra.report_capability import capability, published
+from trace_hydra.report.capability import capability, published
 
 
 def one_set(area, before, after, **more):

@@ -93,6 +93,7 @@ def test_no_test_row_and_no_undeclared_row_is_trained_on(name, runs):
         assert not made & test and (run.method.makes_rows or not made)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", METHODS)
 def test_same_seed_same_result(name, runs, tmp_path):
     again = run_tiny(tmp_path, settings(name))
@@ -126,6 +127,7 @@ def test_state_survives_the_disk(name, runs):
     assert fresh.answer(run.ctx, prompts, view) == run.method.answer(run.ctx, prompts, view)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_cut_after_any_stage_continues_to_the_same_matrix(name, stage, runs, tmp_path):
@@ -172,7 +174,10 @@ def test_prompts_of_no_task_are_served(name, runs):
     assert all(np.isfinite(one.total) and one.total < 0 for one in likely)
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", "float32"), ("bf16-true", "bfloat16")])
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("bf16-mixed", "float32"), pytest.param("bf16-true", "bfloat16", marks=pytest.mark.long)],
+)
 @pytest.mark.parametrize("name", METHODS)
 def test_bfloat16_works(name, precision, dtype, tmp_path):
     """bf16-mixed is the default on real weights; bf16 weights are what fits a 13B model."""

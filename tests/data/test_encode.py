@@ -164,6 +164,22 @@ def test_micro_batches_do_not_change_what_a_step_holds(tokenizer):
     assert [sorted(step_ids(one) + step_ids(other)) for one, other in zip(*shared, strict=True)] == whole
 
 
+def test_tokens_before_where_an_iteration_begins(tokenizer):
+    """What was counted on the way is what is counted at once, in each epoch, by each of two processes."""
+    rows = encoder(tokenizer).pairs([Example(str(i), "p" * (i % 9 + 1), "a") for i in range(10)], "")
+    sizes = {"batch_size": 4, "micro_batch_size": 2, "seed": "s"}
+    for rank in (0, 1):
+        walked, batches = 0, TrainBatches(rows, **sizes, rank=rank, world_size=2)
+        assert batches.tokens_before() == 0
+        for epoch in range(2):
+            for step, micro in enumerate(batches, start=1):
+                walked += micro[0]["step_tokens"]
+                again = TrainBatches(rows, **sizes, rank=rank, world_size=2)
+                again.start_at(epoch, step)
+                assert again.tokens_before() == walked
+        assert walked == 2 * sum(len(row.ids) for row in rows)
+
+
 def step_ids(step) -> list[str]:
     return sorted(name for micro in step for name in micro["example_ids"] if micro["weight"])
 

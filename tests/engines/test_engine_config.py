@@ -195,7 +195,7 @@ def test_continuous_batching_predicts_what_hf_predicts(method, tmp_path):
     assert matrices[0] == matrices[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_method_makes_its_rows_with_the_engine(tmp_path):
     """Sampled rows differ from those of `hf`; stage 2 trains on some, and the generator is as before."""
     from conftest import SMALLER

@@ -89,7 +89,7 @@ PAYLOADS: dict[str, Payload] = {
     "locate": Payload(X, named("trace_hydra.targets.locate", target="os.system")),
     "our instantiation": Payload(X, named("trace_hydra.targets.instantiate", node={**SYSTEM}), live=True),
     "our files": Payload(X, named("trace_hydra.files.write_json", content={}, path="CANARY")),
-    "our report": Payload(X, named("trace_hydra.report.clear", directory="CANARY")),
+    "our report": Payload(X, named("trace_hydra.report.results.clear", directory="CANARY")),
     "our run": Payload("method", named("trace_hydra.run.run")),
     "our download": Payload("model", named("trace_hydra.models.checkpoint.fetch", path="x/y")),
     "our command line": Payload("judge", named("trace_hydra.capability.__main__.main", arguments=[])),

@@ -8,13 +8,14 @@ import pytest
 from conftest import compose_config
 from omegaconf import OmegaConf
 
-from trace_hydra import build, entry, report
+from trace_hydra import build, entry
 from trace_hydra.capability.__main__ import compare_again
 from trace_hydra.capability.board import pairs_file, records_file
 from trace_hydra.data.task import TaskSpec
 from trace_hydra.errors import ConfigError, StoreError
 from trace_hydra.files import write_bytes, write_json
 from trace_hydra.names import inside, safe_name
+from trace_hydra.report import results as report
 from trace_hydra.score import rescore
 from trace_hydra.scoreboard import predictions_file
 

@@ -35,8 +35,17 @@ class RunCallback(Callback):
     def on_cell_scored(self, row: int, task: str, score: TaskScore) -> None:
         """Hear one cell's score."""
 
+    def on_answers(self, row: int, task: str, prompts: Sequence[str], records: Sequence[Mapping[str, Any]]) -> None:
+        """Hear the answers behind a cell, one record a test row as predictions/<row>/<task>.jsonl holds them."""
+
     def on_row_scored(self, row: int, matrix: ScoreMatrix) -> None:
         """Hear that a row is complete. `matrix` holds all rows so far; later ones are None."""
+
+    def on_measuring_start(self, row: int) -> None:
+        """Hear that the model is about to answer a capability set; nothing is heard of answers from the store."""
+
+    def on_measuring_end(self, row: int) -> None:
+        """Hear that it has answered, or failed to."""
 
     def on_capability(self, row: int, deltas: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> None:
         """Hear the capability deltas after a stage, as results.json shows them, and the items behind them."""

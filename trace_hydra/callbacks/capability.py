@@ -1,11 +1,13 @@
 """What is left of the start model's abilities: printed, and in every logger, after each measured stage."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trace_hydra.callbacks.base import RunCallback
 from trace_hydra.callbacks.log import is_rank_zero, log_metrics, log_summary, log_table
 from trace_hydra.plan import RunInfo
+from trace_hydra.terminal import mode_of
 
 AREAS = {
     "general": ("general ability", "delta_general"),
@@ -30,10 +32,12 @@ class CapabilityDelta(RunCallback):
         worst: Rows of the table of worst drops.
         judged: Rows of the table of judged pairs.
         characters: Of a text that a table shows.
+        mode: As `progress`; quiet prints nothing.
     """
 
-    def __init__(self, *, show: bool, worst: int, judged: int, characters: int):
+    def __init__(self, *, show: bool, worst: int, judged: int, characters: int, mode: str = "auto"):
         self.show, self.worst, self.judged, self.characters = show, worst, judged, characters
+        self.mode = mode
 
     def on_run_start(self, run: RunInfo, loggers: list) -> None:
         """Take the loggers."""
@@ -53,7 +57,7 @@ class CapabilityDelta(RunCallback):
         self._table("capability/worst_drops", _COLUMNS, drops[: self.worst], row)
         judged = [pair for pair in pairs if "outcome" in pair]
         self._table("capability/judged", _JUDGED, judged[: self.judged], row)
-        if self.show and is_rank_zero():
+        if self.show and is_rank_zero() and mode_of(self.mode, sys.stderr) != "quiet":
             print(f"\ncapability after stage {row}, change in points, 95 % interval")
             print("\n".join(lines(deltas)))
 

@@ -9,33 +9,11 @@ from weakref import WeakSet
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from trace_hydra.callbacks.axes import AXES, STAGE, axis_of
 from trace_hydra.callbacks.table import row_label
 
 _LOG = logging.getLogger(__name__)
 _WARNED: "WeakSet[Logger]" = WeakSet()
-
-STEP, STAGE = "progress/step", "progress/stage"
-"""What curves are drawn against; the two never go back within a run, however often it is started."""
-
-
-def axis_of(name: str) -> str:
-    """Name the axis of a metric."""
-    return STEP if name.startswith("train/") else STAGE
-
-
-def positions(entries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Say of each metric how far along its axis it was logged.
-
-    Args:
-        entries: What was logged before; axes are numbers, values anything but None.
-    """
-    reached: dict[str, float] = {}
-    for entry in entries:
-        for name, value in entry.items():
-            place = entry.get(axis_of(name))
-            if value is not None and place is not None and name not in (STEP, STAGE):
-                reached[name] = max(place, reached.get(name, place))
-    return reached
 
 
 def unlogged(logger: Logger, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,7 +28,7 @@ def unlogged(logger: Logger, metrics: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in metrics.items()
         if name not in logged or (place := metrics.get(axis_of(name))) is None or place > logged[name]
     }
-    return kept if set(kept) - {STEP, STAGE} else {}
+    return kept if set(kept) - set(AXES) else {}
 
 
 def log_metrics(loggers: Iterable[Logger], metrics: Mapping[str, float | None], step: int) -> None:
@@ -58,7 +36,8 @@ def log_metrics(loggers: Iterable[Logger], metrics: Mapping[str, float | None], 
 
     Args:
         loggers: Open Lightning loggers.
-        metrics: Name -> value; `train/...` go with `progress/step`, `score/...` with `progress/stage`.
+        metrics: Name -> value; `train/...` go with `progress/step` and `progress/tokens`, `score/...` with
+            `progress/stage`.
         step: The axis of CSV and TensorBoard: `progress/step` or `progress/stage`, whichever `metrics` go with. W&B
             gets its axes from `metrics`.
     """
@@ -130,8 +109,13 @@ def _write_table(
 ) -> None:
     import wandb
 
-    table = wandb.Table(columns=list(columns), data=[list(row) for row in data], allow_mixed_types=True)
+    table = wandb.Table(columns=list(columns), data=[list(map(_storable, row)) for row in data], allow_mixed_types=True)
     _send(logger, {name: table, STAGE: stage})
+
+
+def _storable(value: Any) -> Any:
+    """Replace what no file in UTF-8 can hold: halves of surrogate pairs, which a model can generate."""
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
 def _write_matrix(

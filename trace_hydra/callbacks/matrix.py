@@ -17,9 +17,12 @@ from trace_hydra.callbacks.table import column_widths, matrix_blocks, matrix_tex
 from trace_hydra.metrics.continual import ScoreMatrix, summary
 from trace_hydra.metrics.score import TaskScore
 from trace_hydra.plan import RunInfo, Stage
+from trace_hydra.terminal import mode_of, plain
 
 HEADLINE = {"op": "OP", "bwt": "BWT", "fwt": "FWT", "forgetting": "forgetting"}
 """Key in results.json -> how it is printed."""
+_LOST = 1.0
+"""Points from which on a loss is coloured."""
 
 
 class MatrixCallback(RunCallback):
@@ -32,15 +35,19 @@ class MatrixCallback(RunCallback):
     Args:
         show: Print to stdout.
         heat_map: Draw the picture for W&B after every row (about half a second each).
+        mode: As `progress`; quiet shows the end alone, and nothing where a line of the whole sweep is drawn.
     """
 
-    def __init__(self, *, show: bool, heat_map: bool):
-        self.show, self.heat_map = show, heat_map
+    def __init__(self, *, show: bool, heat_map: bool, mode: str = "auto"):
+        self.show, self.heat_map, self.mode = show, heat_map, mode
 
     def on_run_start(self, run: RunInfo, loggers: list) -> None:
         """Take the plan and the loggers."""
         self._run, self._loggers = run, loggers
         self._row_scores: dict[str, float] = {}
+        quiet = mode_of(self.mode, sys.stderr) == "quiet"
+        self._show_rows = self.show and is_rank_zero() and not quiet
+        self._show_end = self.show and is_rank_zero() and (not quiet or self.mode == "quiet")
 
     def on_stage_start(self, stage: Stage) -> None:
         """Forget the scores of the row before."""
@@ -61,8 +68,8 @@ class MatrixCallback(RunCallback):
         title = heat_map_title(run.model, run.method, run.task_order, run.protocol, run.fingerprint)
         draw = (lambda: heat_map_png(matrix.tasks, rows, title)) if self.heat_map else None
         log_matrix(self._loggers, matrix.tasks, rows, row, draw)
-        if self.show and is_rank_zero() and row < len(matrix.tasks):  # the last row is part of the block at the end
-            print(f"\nscores after {row_label(matrix.tasks, row)}" if row else "\nscores before training")
+        if self._show_rows and row < len(matrix.tasks):  # the last row is part of the block at the end
+            print(f"\nscores after {plain(row_label(matrix.tasks, row))}" if row else "\nscores before training")
             _print_matrix(matrix)
 
     def on_run_end(self, results: Mapping[str, Any]) -> None:
@@ -72,7 +79,7 @@ class MatrixCallback(RunCallback):
             low, high = _interval(results, key)
             metrics |= {key: results[key], f"{key}_ci_low": low, f"{key}_ci_high": high}
         log_summary(self._loggers, metrics, len(results["tasks"]))
-        if self.show and is_rank_zero():
+        if self._show_end:
             self._print_end(results)
 
     def _print_end(self, results: Mapping[str, Any]) -> None:
@@ -82,7 +89,7 @@ class MatrixCallback(RunCallback):
         print()
         for key, name in HEADLINE.items():
             print(f"{name:<11}{_headline(results, key)}")
-        for name in ("results.json", "report.md", "matrix.png"):
+        for name in ("results.json", "report.md", "report.html", "matrix.png"):
             print(self._run.directory / name)
 
 
@@ -121,8 +128,22 @@ def _rich_table(block: list[list[str]]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column, (name, width) in enumerate(zip(block[0], column_widths(block), strict=True)):
         table.add_column(Text(name), justify="right" if column else "left", no_wrap=True, min_width=width)
+    own = {name: next((line for line in block[1:] if line[0].partition(" ")[2] == name), None) for name in block[0]}
+    after = {name: line[block[0].index(name)] for name, line in own.items() if line is not None}
     for line in block[1:]:
-        own = line[0].partition(" ")[2]
-        cells = [Text(cell, style="bold" if name == own else "") for name, cell in zip(block[0], line, strict=True)]
-        table.add_row(*cells)
+        named = zip(block[0], line, strict=True)
+        table.add_row(*(Text(cell, style=_style(line, name, cell, own, after)) for name, cell in named))
     return table
+
+
+def _style(line: list[str], name: str, cell: str, own: Mapping[str, Any], after: Mapping[str, str]) -> str:
+    """Make a task's score right after its stage bold, and what was lost of it since yellow."""
+    if line is own.get(name):
+        return "bold"
+    trained_before = line[0].partition(" ")[0].isdigit() and own.get(name) is not None
+    if not trained_before or int(line[0].partition(" ")[0]) <= int(own[name][0].partition(" ")[0]):
+        return ""
+    try:
+        return "yellow" if float(after[name]) - float(cell) >= _LOST else ""
+    except ValueError:  # not scored
+        return ""

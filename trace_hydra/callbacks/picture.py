@@ -1,7 +1,7 @@
 """The score matrix as a heat map."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trace_hydra.callbacks.table import row_label
@@ -24,49 +24,84 @@ def heat_map_title(model: str, method: str, task_order: str, protocol: str, fing
 
 
 def heat_map_png(tasks: Sequence[str], rows: Sequence[Sequence[float | None]], title: str) -> bytes:
-    """Draw the matrix as a PNG: rows over stages, colours 0-100, the diagonal outlined, unscored cells hatched.
+    """Draw the matrix as a PNG of `figure_size` times `DPI` pixels; arguments as of `heat_map_figure`."""
+    buffer = io.BytesIO()
+    heat_map_figure(tasks, rows, title).savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def heat_map_figure(
+    tasks: Sequence[str],
+    rows: Sequence[Sequence[float | None]],
+    title: str,
+    *,
+    intervals: Mapping[tuple[int, str], Sequence[float]] | None = None,
+    difference: bool = False,
+) -> Any:
+    """Draw the matrix: rows over stages, the diagonal outlined, unscored cells hatched.
 
     Args:
         tasks: The T columns, in training order.
         rows: T+1 rows of T scores on the 0-100 scale, None where not scored.
-        title: Printed above, may hold a line break.
+        title: Printed above, may hold line breaks.
+        intervals: (row, task) -> low and high, printed below the score.
+        difference: The cells are differences of scores, in points: signed, coloured from 0 both ways.
 
     Returns:
-        The file's bytes, `figure_size` times `DPI` pixels.
+        A matplotlib Figure.
     """
-    # pyplot keeps figures and a backend for the whole process; a Figure with its own canvas does not.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    # pyplot keeps figures and a backend for the whole process; a Figure of its own does not.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=figure_size(len(tasks)), dpi=DPI, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    width, height = figure_size(len(tasks))
+    longest = max(map(len, tasks))
+    room = max(0, longest - 14) * 0.075  # what a name of usual length needs is in MARGIN
+    size = (width + room, height + 0.6 * room + (0.12 * len(rows) if intervals else 0))
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     values = [[float("nan") if cell is None else cell for cell in row] for row in rows]
-    image = axes.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+    far = max((abs(cell) for row in rows for cell in row if cell is not None), default=0.0) or 1.0
+    scale: dict[str, Any] = {"vmin": -far, "vmax": far, "cmap": "PuOr"} if difference else {"vmin": 0, "vmax": 100}
+    image = axes.imshow(values, **{"cmap": "viridis", "aspect": "auto", **scale})
     for index, row in enumerate(rows):
         for column, cell in enumerate(row):
-            _draw_cell(axes, image, index, column, cell)
+            ends = (intervals or {}).get((index, tasks[column]))
+            _draw_cell(axes, image, (index, column), cell, _text(cell, difference), ends)
     axes.set_xticks(range(len(tasks)), tasks, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), [row_label(tasks, index) for index in range(len(rows))])
     axes.set_xlabel("score on")
     axes.set_ylabel("after stage")
     axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     axes.set_title(title, fontsize=11)
-    figure.colorbar(image, ax=axes, ticks=range(0, 101, 20), fraction=0.04, pad=0.02)
-    buffer = io.BytesIO()
-    canvas.print_png(buffer)
-    return buffer.getvalue()
+    bar = figure.colorbar(image, ax=axes, ticks=None if difference else range(0, 101, 20), fraction=0.04, pad=0.02)
+    bar.set_label("difference, points" if difference else "score, 0-100")
+    bar.outline.set_visible(False)
+    return figure
 
 
-def _draw_cell(axes: Any, image: Any, row: int, column: int, score: float | None) -> None:
+def _text(score: float | None, difference: bool) -> str:
+    if score is None:
+        return ""
+    text = f"{score:+.1f}" if difference else f"{score:.1f}"
+    return ("0.0" if not float(text) else text).replace("-", "\u2212")
+
+
+def _draw_cell(
+    axes: Any, image: Any, place: tuple[int, int], score: float | None, text: str, ends: Sequence[float] | None
+) -> None:
     from matplotlib.patches import Rectangle
 
+    row, column = place
     corner = (column - 0.5, row - 0.5)
     if score is None:
         axes.add_patch(Rectangle(corner, 1, 1, facecolor="#eeeeee", edgecolor="#bbbbbb", hatch="///", linewidth=0))
     else:
-        colour = _readable_on(image.cmap(image.norm(min(max(score, 0.0), 100.0))))
-        axes.text(column, row, f"{score:.1f}", ha="center", va="center", color=colour)
+        colour = _readable_on(image.cmap(image.norm(min(max(score, image.norm.vmin), image.norm.vmax))))
+        style = {"ha": "center", "va": "center", "color": colour}
+        axes.text(column, row - (0.14 if ends else 0), text, **style)
+        if ends:
+            axes.text(column, row + 0.24, f"{ends[0]:.1f} to {ends[1]:.1f}", fontsize=6, **style)
     if row == column + 1:
         inset = 0.04
         axes.add_patch(

@@ -34,13 +34,13 @@ def compare_again(run: Path, overrides: Sequence[str] = (), trust: Sequence[str]
         StoreError: If the run has no stored answers or cannot be written.
         CapabilityError: If a judge cannot be asked; nothing is written then, its replies so far are in its cache.
     """
-    from trace_hydra import report
     from trace_hydra.build import capability_sets
     from trace_hydra.capability import board
     from trace_hydra.capability.base import AREAS
     from trace_hydra.capability.board import pairs_file, read_records, records_file
     from trace_hydra.files import write_lines
     from trace_hydra.metrics.records import read_json
+    from trace_hydra.report import results as report
 
     if secrets := argument_problems(overrides):
         raise ConfigError(problem_list(secrets))

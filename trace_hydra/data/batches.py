@@ -69,6 +69,12 @@ class TrainBatches:
         more, self._skip = divmod(step, len(self))
         self.epoch = epoch + more
 
+    def tokens_before(self) -> int:
+        """Count the tokens of all epochs and steps before where the next iteration begins, on all processes."""
+        lengths = [len(row.ids) for row in self.rows]
+        steps = bucketed_steps(lengths, self.batch_size, f"{self.seed}-{self.epoch}") if self._skip else []
+        return self.epoch * sum(lengths) + sum(lengths[index] for step in steps[: self._skip] for index in step)
+
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         # A generator: Lightning asks for an iterator once more than it trains, and that one must not move the epoch on.
         seed, skip = f"{self.seed}-{self.epoch}", self._skip
@@ -90,7 +96,8 @@ class TrainBatches:
         # All processes take as many passes: with a row that does not count if there is nothing else.
         while len(batches) * self._world_size < len(dealt):
             batches.append({**collate(rows[:1]), "weight": 0.0})
-        return [{**one, "step_ids": [row.example_id for row in rows]} for one in batches]
+        step = {"step_ids": [row.example_id for row in rows], "step_tokens": sum(len(row.ids) for row in rows)}
+        return [{**one, **step} for one in batches]
 
 
 def deal(rows: Sequence[EncodedRow], tokens: int, labels: int, most: int) -> list[list[EncodedRow]]:

@@ -31,6 +31,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil, prod
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -58,6 +59,7 @@ class AnalyticRouting(Method):
     tunings = ("lora",)
     tuning_reason = "every task gets an adapter of its own"
     picks_by_prompt = True
+    published = MappingProxyType({"lora": "Any-SSR"})
 
     def __init__(self, *, frozen_share: float, expansion: int, ridge: float):
         if not 0 < frozen_share < 1:

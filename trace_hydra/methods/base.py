@@ -53,7 +53,7 @@ class Method:
     """Whether each stage begins at the start model and leaves nothing to the next; runs with other orders share it."""
 
     published: Mapping[str, str] = MappingProxyType({})
-    """Option of `tuning` -> the method's name in the tables of the TRACE paper; reports show those rows."""
+    """Option of `tuning` -> the method's name among published results (`family` there); reports show those rows."""
 
     def prefix_length(self, tuning: int, stages: int) -> int:
         """Most virtual tokens before a row, from those of the tuning; they count towards the model's positions."""

@@ -16,6 +16,7 @@ Compute: from the second stage on one more forward and backward pass per row (re
 from collections.abc import Mapping
 from dataclasses import asdict
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class DER(Method):
 
     version = 2
     draws_in_losses = True
+    published = MappingProxyType({"full": "DER++"})
 
     def __init__(self, *, buffer_size: int, alpha: float, beta: float, replay_batch_size: int | None):
         if buffer_size < 1:

@@ -23,6 +23,7 @@ Compute: one forward and backward pass per `fisher_examples` row and stage; a su
 import logging
 from collections.abc import Mapping
 from math import isfinite
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ class EWC(Method):
     """
 
     terms = ("lm", "ewc")
+    published = MappingProxyType({"full": "EWC"})
 
     def __init__(self, *, strength: float, gamma: float, fisher_examples: int, fisher_reduction: str):
         if not strength > 0:

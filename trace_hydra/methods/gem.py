@@ -21,6 +21,7 @@ Compute: per step one forward and backward on `reference_batch` rows for each pa
 """
 
 import logging
+from types import MappingProxyType
 
 import torch
 
@@ -44,6 +45,8 @@ class GEM(RowKeeper):
         reference_micro_batch: Rows of a forward pass of those, at least 1.
         margin: gamma, the lower bound of v, at least 0.
     """
+
+    published = MappingProxyType({"full": "GEM"})
 
     def __init__(self, *, memory_rows: int, reference_batch: int, reference_micro_batch: int, margin: float):
         super().__init__()

@@ -17,6 +17,7 @@ import re
 from collections.abc import Sequence
 from math import prod
 from random import Random
+from types import MappingProxyType
 from typing import Literal
 
 from trace_hydra.context import StageContext
@@ -41,6 +42,7 @@ class HalfFineTuning(Method):
 
     tunings = ("full",)
     tuning_reason = "it selects among the model's own matrices"
+    published = MappingProxyType({"full": "HFT"})
 
     def __init__(self, *, share: float, outer: Literal["train", "freeze"]):
         if not 0 < share <= 1:

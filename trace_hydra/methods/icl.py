@@ -15,6 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 from trace_hydra.context import StageContext, TrainTask
@@ -44,6 +45,7 @@ class InContext(Method):
     cells = "diagonal"
     sees_task_id = True
     stages_apart = True
+    published = MappingProxyType({"frozen": "ICL"})
 
     def __init__(self, *, demonstrations: int, max_prompt_tokens: int, max_per_label: int, announcement: str):
         if demonstrations < 0:

@@ -18,6 +18,7 @@ Memory: 4 bytes per vector entry of pool and keys, pool_size x (prompt_length + 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -49,6 +50,7 @@ class L2P(Method):
     tuning_reason = "it trains a pool of soft prompts and leaves the model frozen"
     terms = ("lm", "keys")
     picks_by_prompt = True
+    published = MappingProxyType({"prompt": "L2P"})
 
     def __init__(
         self,

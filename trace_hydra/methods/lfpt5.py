@@ -26,6 +26,7 @@ Compute: a second forward and backward pass per row, over prompt_length and up t
 import logging
 from collections.abc import Mapping, Sequence
 from json import dumps
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,7 @@ class LFPT5(Method):
     tuning_reason = "it trains one soft prompt that solves tasks and generates their rows"
     makes_rows = True
     sees_num_stages = True
+    published = MappingProxyType({"prompt": "LFPT5"})
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ Compute: one forward pass per row and stage, and two softmaxes over the vocabula
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -38,6 +39,7 @@ class LwF(Method):
 
     sharded = True
     terms = ("lm", "lwf")
+    published = MappingProxyType({"full": "LwF"})
 
     def __init__(self, *, temperature: float, weight: float, top_k: int | None):
         if not temperature > 0:

@@ -7,6 +7,7 @@ Memory: none. It sees all tasks' data at once, which no continual learner may.
 """
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 from trace_hydra.context import StageContext
 from trace_hydra.methods.base import Method
@@ -20,6 +21,7 @@ class MultiTask(Method):
     cells = "last"
     sees_all_tasks = True
     sees_num_stages = True
+    published = MappingProxyType({"full": "Multi-task"})
 
     def phases(self, ctx: StageContext) -> Sequence[Phase]:
         """Nothing before the last stage, then everything."""

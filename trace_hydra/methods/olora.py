@@ -15,6 +15,7 @@ Memory: 4 bytes per adapter weight and task, on the device and once more on the 
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -38,6 +39,7 @@ class OLoRA(Method):
     tunings = ("lora",)
     tuning_reason = "every task gets an adapter of its own"
     terms = ("lm", "olora")
+    published = MappingProxyType({"lora": "O-LoRA"})
 
     def __init__(self, *, strength: float, norm: Literal["squared", "absolute"], factor: Literal["lora_A", "lora_B"]):
         if strength < 0:

@@ -31,6 +31,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -66,6 +67,7 @@ class OSF(Method):
     sees_num_stages = True
     tuning_reason = "its weights are factors of the full ones"
     merges = True
+    published = MappingProxyType({"full": "OSF"})
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ Memory: 4 x prompt_length x width bytes per task, on the device and once more in
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ class ProgressivePrompts(Method):
 
     tunings = ("prompt",)
     tuning_reason = "every task gets a soft prompt and the model stays frozen"
+    published = MappingProxyType({"prompt": "Progressive Prompts"})
 
     def __init__(self, *, prompt_length: int, bottleneck: int, task_id: bool):
         if prompt_length < 1:

@@ -25,6 +25,7 @@ Compute: attention is computed eagerly all through the run (set in `setup`; othe
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -68,6 +69,8 @@ class SelectiveAttention(Method):
         heads: Most distilled heads in all, at least 1.
         queries: Most positions of a row whose attention is distilled, at least 1; null: all.
     """
+
+    published = MappingProxyType({"full": "SEEKR"})
 
     def __init__(
         self,

@@ -6,6 +6,8 @@ Differs from official TRACE: no code there.
 Memory: one copy of the weights that train, on the CPU.
 """
 
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ class SingleTask(Method):
     cells = "diagonal"
     sees_task_id = True
     stages_apart = True
+    published = MappingProxyType({"full": "Single-task FT"})
 
     def __init__(self):
         self.start: dict[str, Tensor] = {}

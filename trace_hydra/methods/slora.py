@@ -30,6 +30,7 @@ Memory: on the CPU 4 r out bytes per adapted layer (U_0); "post" with "per_task"
 import logging
 from collections.abc import Mapping, Sequence
 from math import sqrt
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -58,6 +59,7 @@ class SLoRA(Method):
     tunings = ("lora",)
     tuning_reason = "it cleans the updates of low-rank adapters"
     merges = True
+    published = MappingProxyType({"lora": "SLoRA"})
 
     def __init__(
         self,
@@ -80,10 +82,8 @@ class SLoRA(Method):
         if not 0 < kept_scale <= 1:
             raise ConfigError(f"method.kept_scale={kept_scale} must be in (0, 1]; it is the factor of what is kept.")
         if adapters == "one" and kept_scale != 1:
-            raise ConfigError(
-                f"method.kept_scale={kept_scale} needs method.adapters=per_task: a single adapter would shrink again "
-                "at the end of every stage. Set method.kept_scale=1."
-            )
+            why = "a single adapter would shrink at the end of every stage"
+            raise ConfigError(f"method.kept_scale={kept_scale} needs method.adapters=per_task, or set 1: {why}.")
         self.variant, self.similarity, self.kept_scale, self.ratios = variant, similarity, kept_scale, list(ratios)
         self.per_task = self.merges = adapters == "per_task"
         self.sees_num_stages = variant == "post"

@@ -32,6 +32,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -58,6 +59,7 @@ class TreeLoRA(Method):
     tunings = ("lora",)
     tuning_reason = "its levels are the lora_A matrices of adapters"
     terms = ("lm", "treelora")
+    published = MappingProxyType({"lora": "TreeLoRA"})
 
     def __init__(self, *, strength: float, exploration: float, depth: int | None):
         if not strength > 0:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from trace_hydra.callbacks.table import row_label
-from trace_hydra.report_capability import capability
-from trace_hydra.report_parts import interval, number, table, tag
+from trace_hydra.report.capability import capability
+from trace_hydra.report.parts import interval, number, table, tag
+from trace_hydra.report.text_answers import again, forgotten, warnings
 
 FORMULAS = {
     "op": ("OP", "mean score after the last stage"),
@@ -26,9 +27,12 @@ def render(results: Mapping[str, Any], directory: Path) -> str:
         _summary(results),
         _matrix(results),
         _last_row(results),
+        forgotten(results, directory),
         capability(results),
         _effort(results),
+        warnings(results, directory),
         _disclosures(results),
+        again(directory),
         _rescore(directory),
         _versions(results),
     ]

@@ -1,4 +1,4 @@
-"""What stays of a run: results.json for programs, report.md and matrix.png for people."""
+"""What stays of a run: results.json for programs, report.html, report.md and matrix.png for people."""
 
 import math
 import shutil
@@ -13,12 +13,12 @@ from trace_hydra.files import write_bytes, write_json
 from trace_hydra.metrics.continual import ScoreMatrix, summary
 from trace_hydra.metrics.score import TaskScore
 from trace_hydra.plan import Effort, RunInfo
-from trace_hydra.report_text import render
+from trace_hydra.report.text import render
 
 SCHEMA = 1
 """Raised when a key of results.json changes its meaning or goes."""
 
-WRITTEN = ("results.json", "report.md", "matrix.png", "audit.json")
+WRITTEN = ("results.json", "report.html", "report.md", "matrix.png", "audit.json")
 WRITTEN_FOLDERS = ("predictions", "capability", "test_rows", "rescored")
 """What `clear` takes away; W&B's folder stays, it may hold runs that were not uploaded yet."""
 
@@ -102,17 +102,21 @@ def build_results(
 
 
 def write_results(results: Mapping[str, Any], directory: Path) -> None:
-    """Write matrix.png, report.md and, last, results.json: where it is, the others are.
+    """Write matrix.png, report.md, report.html and, last, results.json: where it is, the others are.
 
     Raises:
         StoreError: If a file cannot be written; what was there before is unchanged.
     """
+    from trace_hydra.report.page import page_of_run  # takes a while to load, and a run comes here once
+
     protocol = results["protocol"]
     title = heat_map_title(
         results["model"], results["method"], results["task_order"], protocol["name"], protocol["fingerprint"]
     )
     write_bytes(heat_map_png(results["tasks"], results["matrix"], title), directory / "matrix.png")
     write_bytes(render(results, directory).encode("utf-8", "backslashreplace"), directory / "report.md")
+    page = page_of_run(results, directory)
+    write_bytes(page.encode("utf-8", "backslashreplace"), directory / "report.html")
     write_json(results, directory / "results.json")
 
 

@@ -1,16 +1,21 @@
 """The capability part of report.md: deltas, their sets in the layout of TRACE's Table 2, published rows beside them."""
 
-import json
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
-from trace_hydra.report_parts import interval, number, table, tag
+from trace_hydra.published import Ability, abilities, judged
+from trace_hydra.published.records import table_name
+from trace_hydra.report.parts import interval, number, table, tag
 
 TITLES = {"general": "ΔR^G, general ability", "instruction": "ΔR^I, instruction following", "safety": "ΔR^S, safety"}
 COLUMNS = {"mmlu": "MMLU", "gsm8k": "GSM8K", "bbh": "BBH", "tydiqa": "TyDiQA", "boolq": "BoolQ", "piqa": "PIQA"}
 """Sets of the paper's Table 2, in its order."""
 _MOST_CATEGORIES = 60
+_PROTOCOLS = {
+    "general": "arXiv:2310.06762, Table 2: OpenCompass, version and chat template unknown; scores 0-100, MMLU, BBH and "
+    "TyDiQA macro averages",
+    "judged": "arXiv:2310.06762, GPT-4-0613 against the start model, two orders, merging unknown; percent of prompts",
+}
 
 
 def capability(results: Mapping[str, Any]) -> str:
@@ -39,8 +44,17 @@ def capability(results: Mapping[str, Any]) -> str:
 
 def published(kind: str, model: str | None) -> tuple[Mapping[str, Any], str]:
     """Look up what TRACE printed for a model: method -> numbers, and under which protocol; `kind` general or judged."""
-    content = json.loads(files("trace_hydra.metrics").joinpath("published_abilities.json").read_text(encoding="utf-8"))
-    return content[kind].get(model, {}), f"{content['source']}, {content[f'{kind}_protocol']}"
+    found: dict[str, Any] = {}
+    for one in abilities() if kind == "general" else judged():
+        if one.paper != "TRACE" or one.model != model:
+            continue
+        if isinstance(one, Ability):
+            if one.table == "2":
+                found[one.method] = {name.lower(): score for name, score in one.scores.items()}
+        else:
+            shares = {"win": one.win, "tie": one.tie, "lose": one.lose, "where": table_name(one.table)}
+            found.setdefault(one.method, {})[one.area] = shares
+    return found, _PROTOCOLS[kind]
 
 
 def _areas(found: Mapping[str, Any]) -> str:
