@@ -157,7 +157,7 @@ def run_tiny(directory: Path, overrides: list[str], cut=None):
     from trace_hydra import run
     from trace_hydra.live import Live
     from trace_hydra.plan import Effort
-    from trace_hydra.report import page
+    from trace_hydra.report import page, results
     from trace_hydra.stage import StageModule
 
     rows = [] if "data=trace" in overrides else ["data.rows.train=6", "data.rows.test=3"]
@@ -217,6 +217,7 @@ def run_tiny(directory: Path, overrides: list[str], cut=None):
         patch.object(StageModule, "on_train_start", watch_start),
         patch.object(run, "show_plan"),
         patch.object(page, "drawn", return_value=None),  # figures of report.html, half a second a run
+        patch.object(results, "heat_map_png", return_value=b"not drawn"),  # likewise
     ):
         seen.op = run.run(config, seen.directory)
     seen.results = json.loads((seen.directory / "results.json").read_text())

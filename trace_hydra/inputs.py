@@ -25,7 +25,7 @@ from trace_hydra.targets import locate
 
 TRAINING_VERSION = 4
 """Raised when a change outside `methods/` alters what a stage's weights become."""
-ANSWERS_VERSION = 3
+ANSWERS_VERSION = 4
 """Raised when a change outside `methods/` alters what a model answers."""
 
 WITHOUT_EFFECT = (

@@ -22,6 +22,7 @@ from trace_hydra.engines.base import State
 from trace_hydra.errors import MethodError, StoreError
 from trace_hydra.fingerprint import Fingerprints, quick_hash
 from trace_hydra.interrupt import Interrupts
+from trace_hydra.memory import give_back
 from trace_hydra.methods.base import Method
 from trace_hydra.models.device import fit_to
 from trace_hydra.models.generate import Decoding
@@ -135,7 +136,8 @@ class Live:
         return self.prepared.run.stages[row - 1] if row else BEFORE
 
     def close(self, row: int) -> None:
-        """Apply `store.keep` to the stages before a row that is scored, or to all with the last one."""
+        """Give memory back, and apply `store.keep` to the stages before a scored row, or to all with the last."""
+        give_back()
         last = len(self.prepared.run.stages)
         keep = self.config.store.keep
         for index in [row - 1, *([last] if row == last else [])]:

@@ -1,8 +1,11 @@
-"""What is said when memory runs out."""
+"""What is said when memory runs out, and giving back what is no longer used."""
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,6 +25,21 @@ class OutOfMemory(MethodError):
 
     stage: int
     size: int
+
+
+def give_back() -> None:
+    """Return the host memory of freed tensors to the system, where the C library is glibc; else do nothing.
+
+    Tensors of a few MB and of ever other sizes lie between small objects that live on: the heap of a run with a model
+    of 135 million weights grew by some 0.2 GB a stage.
+    """
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 def smaller(batch_size: int, size: int) -> int:

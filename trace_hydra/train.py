@@ -17,7 +17,7 @@ from trace_hydra.context import StageContext, batch_of
 from trace_hydra.data.batches import TrainBatches
 from trace_hydra.errors import MethodError
 from trace_hydra.fingerprint import Fingerprints
-from trace_hydra.memory import out_of_memory_named, out_of_memory_outside
+from trace_hydra.memory import give_back, out_of_memory_named, out_of_memory_outside
 from trace_hydra.methods.base import Method
 from trace_hydra.plan import Effort, Phase, Stage
 from trace_hydra.resume import Progress, StageCheckpoints
@@ -137,6 +137,9 @@ def _train_phase(
     module.whole_again()
     for weight in ctx.model.parameters():
         weight.grad = None  # Lightning leaves the last one, as large as the weights
+    for optimizer in trainer.optimizers:
+        optimizer.state.clear()  # its objects refer to each other: moments as large as the model would wait for gc
+    give_back()
     return Progress(
         phase=number + 1,
         tokens=progress.tokens + sum(len(row.ids) for row in rows) * phase.epochs,

@@ -75,7 +75,7 @@ def test_a_slot_that_is_free_takes_the_next_prompt():
     prompts, passes = [[7] * 9, [8] * 4, [9] * 3, [10] * 2], []
 
     def choose(logits, numbers):
-        return torch.tensor([3 if number else 2 for number in numbers])  # 2 ends an answer
+        return torch.tensor([int(number) for number in numbers])  # 2 ends an answer
 
     original = model.forward
 
@@ -83,10 +83,11 @@ def test_a_slot_that_is_free_takes_the_next_prompt():
         passes.append(tuple(keywords["input_ids"].shape))
         return original(*arguments, **keywords)
 
-    plan = decode.Plan(8, frozenset([2]), choose, lambda index: [float(index == 0)] * 8, lambda new: False)
+    tokens = {0: [float(one) for one in range(10, 18)]}  # none twice: nothing is drafted
+    plan = decode.Plan(8, frozenset([2]), choose, lambda index: tokens.get(index, [2.0] * 8), lambda new: False)
     with torch.inference_mode(), patch.object(model, "forward", watch):
         found = dict(decode.decode(model, prompts, plan, 2 * (9 + 8)))
-    assert found == {0: [3] * 8, 1: [2], 2: [2], 3: [2]}
+    assert found == {0: [*range(10, 18)], 1: [2], 2: [2], 3: [2]}
     assert passes == [(2, 9), (1, 3), (1, 2), *[(1, 1)] * 7]  # a slot that is free for good is not read
 
 

@@ -1,5 +1,6 @@
 """Drafts: several tokens in a pass where a text repeats itself, and the answers of one token a pass."""
 
+from random import Random
 from typing import Any
 from unittest.mock import patch
 
@@ -44,7 +45,7 @@ def follower(following):
     return model
 
 
-def answers(model, prompts, limit, drafts=True, batch_tokens=10_000):
+def answers(model, prompts, limit, drafts=True, batch_tokens=10_000, choose=decode.greedy, numbers=lambda index: []):
     """New tokens of each prompt, and the shapes of the passes behind the prompts' own."""
     passes, original = [], model.forward
 
@@ -53,8 +54,9 @@ def answers(model, prompts, limit, drafts=True, batch_tokens=10_000):
             passes.append(tuple(keywords["input_ids"].shape))
         return original(*arguments, **keywords)
 
-    plan = decode.Plan(limit, frozenset([2]), decode.greedy, lambda index: [], lambda new: False, drafts)
-    with torch.inference_mode(), patch.object(model, "forward", watch):
+    plan = decode.Plan(limit, frozenset([2]), choose, numbers, lambda new: False)
+    width = best_width if drafts else lambda chances, cost: 0
+    with torch.inference_mode(), patch.object(model, "forward", watch), patch.object(decode, "best_width", width):
         found = dict(decode.decode(model, prompts, plan, batch_tokens))
     return [found[at] for at in range(len(prompts))], passes
 
@@ -77,11 +79,11 @@ def test_rows_in_loops_of_their_own_end_at_the_limit():
 
 
 def test_an_end_token_in_the_middle_of_a_draft_ends_the_answer():
-    """The prompt holds 4 5 6 7 8 <end> 9 9; behind 4 5 6 the draft is 7 8 <end> 9 9; nothing follows the end."""
-    model = follower({3: 4, 4: 5, 5: 6, 6: 7, 7: 8, 8: 2, 2: 9, 9: 9})
-    (found,), passes = answers(model, [[4, 5, 6, 7, 8, 2, 9, 9, 3]], 50)
-    assert found == [4, 5, 6, 7, 8, 2]
-    assert len(passes) == 3 and passes[-1][1] > 4
+    """The prompt holds 4 5 <end> 9 9 9; behind 4 the draft is 5 <end> 9 9 9; nothing follows the end."""
+    model = follower({3: 4, 4: 5, 5: 2, 2: 9, 9: 9})
+    (found,), passes = answers(model, [[4, 5, 2, 9, 9, 9, 3]], 50)
+    assert found == [4, 5, 2]
+    assert len(passes) == 1 and passes[0][1] > 3
 
 
 def test_a_stop_string_in_the_middle_of_a_draft_ends_the_answer():
@@ -116,37 +118,55 @@ def test_drafts_do_not_depend_on_the_type_of_numbers():
     assert sum(one == other for one, other in zip(found, plain, strict=True)) >= 6  # the others: rounding
 
 
-def test_sampled_answers_have_no_drafts():
-    seen = []
+@pytest.mark.parametrize("temperature", [0.02, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_sampled_answers_are_those_of_one_token_a_pass(seed, temperature):
+    """The number that samples a token is the token's own; only how many a pass gives depends on drafts."""
+    model = built(seed).double()
+    drawn = [[Random(f"{seed}-{at}").random() for at in range(60)] for _ in PROMPTS]
+    sampled: dict[str, Any] = {"choose": decode.sampler(temperature, 0.9), "numbers": drawn.__getitem__}
+    plain, steps = answers(model, PROMPTS, 60, drafts=False, **sampled)
+    for batch_tokens in (1, 250, 10_000):
+        drafted, passes = answers(model, PROMPTS, 60, batch_tokens=batch_tokens, **sampled)
+        assert drafted == plain
+    greedy, _ = answers(model, PROMPTS, 60)
+    assert plain != greedy
+    assert len(passes) < len(steps) or temperature == 1.0  # hot, nothing repeats itself
 
-    def watch(model, prompts, plan, batch_tokens):
-        seen.append(plan.drafts)
-        return iter([(0, [2])])
 
-    with patch.object(generate, "decode", watch):
-        for do_sample in (False, True):
-            generate.generate(
-                built(), Letters(), [[5]], max_new_tokens=2, decoding=Decoding(do_sample, 1.0, 1.0), batch_tokens=9
-            )
-    assert seen == [True, False]
+def test_no_more_is_sampled_than_one_token_behind_the_right_draft():
+    """A loop: what a pass chooses is what it appends, and every number is used once, in order."""
+    asked: list[float] = []
+
+    def choose(logits, numbers):
+        asked.extend(numbers)
+        return logits.argmax(-1)
+
+    (found,), passes = answers(
+        follower(LOOP), [[4, 5]], 50, choose=choose, numbers=lambda index: [at / 50 for at in range(50)]
+    )
+    assert found == [5 + (1 + at) % 5 for at in range(50)] and len(passes) < 14
+    assert asked == [at / 50 for at in range(50)]
 
 
 def test_looking_up_by_hand():
-    """7 8 9 stood before 1 2; two tokens that come as foreseen raise the chance from 1 / 2 to 3 / 4."""
+    """7 8 stood before 9 1. Of no draft, one right, one of two the rate is 1/2, 2/3, 2/4; 9 raises 2/3 to 5/6."""
     row = Lookup([7, 8, 9, 1, 2, 3, 7, 8])
-    assert row.draft(3) == [] and row.chance == 0
+    assert row.draft(3) == [9, 1, 2] and row.chance == 1 / 2
     row.add(9)
-    assert row.draft(4) == [1, 2, 3, 7] and row.chance == 1 / 2
-    row.add(1)
-    row.add(2)
-    assert row.draft(9) == [3, 7, 8, 9, 1, 2, 3, 7, 8] and row.chance == 3 / 4
+    assert row.draft(4) == [1, 2, 3, 7] and row.chance == pytest.approx(5 / 6)
+    assert row.draft(9) == [1, 2, 3, 7, 8, 9, 1, 2, 3]
     row.add(5)
     assert row.draft(4) == [] and row.chance == 0
-    assert Lookup([4] * 4).draft(5) == [4] * 5
+    row.add(3)
+    assert row.draft(2) == [7, 8] and row.chance == 1 / 2
+    assert Lookup([4] * 4).draft(5) == [4] * 5 and Lookup([4, 5]).draft(1) == []
 
 
 def test_the_latest_place_is_looked_up():
+    """And of more tokens sooner than of fewer."""
     assert Lookup([1, 2, 3, 8, 1, 2, 3, 9, 1, 2, 3]).draft(1) == [9]
+    assert Lookup([1, 2, 3, 8, 5, 3, 9, 1, 2, 3]).draft(1) == [8]
 
 
 def test_width_of_drafts_by_hand():

@@ -31,10 +31,10 @@ class _Row:
     """A prompt under way."""
 
     index: int
-    new: list[int] = field(default_factory=list)
-    numbers: list[float] = field(default_factory=list)
+    numbers: list[float]
     """Uniform in [0, 1), one for each token that may be sampled."""
-    lookup: Lookup | None = None
+    lookup: Lookup
+    new: list[int] = field(default_factory=list)
     draft: list[int] = field(default_factory=list)
     """What the pass under way reads behind the newest token."""
 
@@ -51,9 +51,6 @@ class Plan:
     """Index of a prompt -> its numbers."""
     stopped: Callable[[Sequence[int]], bool]
     """New tokens -> whether a stop string is there."""
-    drafts: bool = False
-    """Whether several tokens of a row are chosen in one pass where its text repeats itself; `choose` gets no numbers
-    then."""
 
 
 def decode(
@@ -80,12 +77,10 @@ def decode(
         if waiting and (free >= max(1, _REFILL * count) or not rows):
             asked = [waiting.popleft() for _ in range(min(free, len(waiting)))]
             for group in groups([len(prompts[index]) - read.head.length for index in asked], read.pass_cost):
-                new = [_Row(asked[at], numbers=plan.numbers(asked[at])) for at in group]
+                new = [_Row(asked[at], plan.numbers(asked[at]), Lookup(prompts[asked[at]])) for at in group]
                 tails = [prompts[row.index][read.head.length :] for row in new]
                 logits, filled = read(tails)
                 slots.admit(filled, [len(prompts[row.index]) - read.apart for row in new])
-                for row in new if plan.drafts else ():
-                    row.lookup = Lookup(prompts[row.index])
                 rows += new
                 yield from _take(rows, range(len(rows) - len(new), len(rows)), logits[:, None], plan, slots)
             continue
@@ -190,9 +185,9 @@ class _Reader:
 def _draft(rows: Sequence[_Row], plan: Plan, cost: int) -> None:
     """Give each row the tokens that the next pass reads behind its newest."""
     left = [plan.max_new_tokens - len(row.new) - 1 for row in rows]  # a pass gives a token more than it drafted
-    width = min(best_width([row.lookup.chance if row.lookup else 0.0 for row in rows], cost), max(left))
+    width = min(best_width([row.lookup.chance for row in rows], cost), max(left))
     for row, most in zip(rows, left, strict=True):
-        row.draft = row.lookup.draft(min(width, most)) if row.lookup else []
+        row.draft = row.lookup.draft(min(width, most))
 
 
 def _step(model: Any, slots: Slots, rows: Sequence[_Row]) -> Tensor:
@@ -216,10 +211,8 @@ def _take(
         plan: Limits and choice.
         slots: Of the rows.
     """
-    numbers = [row.numbers[len(row.new)] if row.numbers else 0.0 for row in map(rows.__getitem__, asked)]
-    width = logits.shape[1]
-    chosen = plan.choose(logits.flatten(0, 1), [number for number in numbers for _ in range(width)])
-    for at, tokens in reversed(list(zip(asked, chosen.view(-1, width).tolist(), strict=True))):
+    chosen = _choose([rows[at] for at in asked], logits, plan)
+    for at, tokens in reversed(list(zip(asked, chosen, strict=True))):
         row, before = rows[at], len(rows[at].new)
         done = _append(row, tokens, plan)
         if done:
@@ -232,14 +225,34 @@ def _take(
             slots.advance(at, len(row.new) - before)
 
 
+def _choose(rows: Sequence[_Row], logits: Tensor, plan: Plan) -> list[list[int]]:
+    """Choose a token behind each that was read; of sampled ones only while drafts are right, for sampling takes long.
+
+    Each is sampled by the number that is its own, so a draft decides how many a pass gives, and not which.
+    """
+    width = logits.shape[1]
+    if not any(row.numbers for row in rows):
+        return plan.choose(logits.flatten(0, 1), []).view(-1, width).tolist()
+    found: list[list[int]] = [[] for _ in rows]
+    going = list(range(len(rows)))
+    for place in range(width):
+        numbers = [rows[at].numbers[len(rows[at].new) + place] for at in going]
+        tokens = plan.choose(logits[going, place], numbers).tolist()
+        for at, token in zip(going, tokens, strict=True):
+            found[at].append(token)
+        going = [at for at in going if rows[at].draft[place : place + 1] == found[at][place:]]
+        if not going:
+            break
+    return found
+
+
 def _append(row: _Row, tokens: Sequence[int], plan: Plan) -> bool:
     """Append the tokens chosen behind the newest and behind each drafted one, while drafts are right; tells an end."""
     for foreseen, token in zip([*row.draft, None], tokens, strict=False):
         row.new.append(token)
         if token in plan.ends or len(row.new) == plan.max_new_tokens or plan.stopped(row.new):
             return True
-        if row.lookup:
-            row.lookup.add(token)
+        row.lookup.add(token)
         if token != foreseen:
             break
     return False

@@ -140,7 +140,6 @@ def _by_slots(
         choose=sampler(decoding.temperature, decoding.top_p) if decoding.do_sample else greedy,
         numbers=draws,
         stopped=StopStrings(tokenizer, stop, 0).ends if stop else lambda _: False,
-        drafts=not decoding.do_sample,
     )
     return decode(model, prompts, plan, batch_tokens)
 
