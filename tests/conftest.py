@@ -4,6 +4,7 @@ import functools
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,11 @@ TINY = [
     "evaluation.bootstrap_samples=10",
     "capability=none",
 ]
+
+
+def some(names: Iterable[str], every: int) -> list:
+    """Parameters of which every so-manieth is run by `make test`, and the others with the tests marked `long`."""
+    return [pytest.param(name, marks=() if at % every == 0 else pytest.mark.long) for at, name in enumerate(names)]
 
 
 SMALLER = {

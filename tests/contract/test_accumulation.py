@@ -22,7 +22,7 @@ def edits(name: str) -> bool:
 EDITING = [name for name in METHODS if edits(name)]
 
 
-@pytest.mark.parametrize("clip", ["null", "0.05"])
+@pytest.mark.parametrize("clip", [pytest.param("null", marks=pytest.mark.long), "0.05"])
 @pytest.mark.parametrize("name", EDITING)
 def test_micro_batches_change_nothing(name, clip, tmp_path):
     """SGD, so that a step is linear in the gradient; 1e-4 of the weights' change is float rounding.

@@ -7,7 +7,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from conftest import ROOT, SMALLER, run_tiny
+from conftest import ROOT, SMALLER, run_tiny, some
 
 from trace_hydra.resume import StageCheckpoints
 
@@ -77,7 +77,7 @@ def test_a_killed_run_ends_with_the_same_bytes(name, tmp_path):
     assert kills > 0 or not trains
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", some(METHODS, 4))
 def test_a_run_killed_between_stages_ends_with_the_same_bytes(name, tmp_path):
     """Stages are trained anew from restored ones whose rows are answered already, so nothing but training touches them.
 
