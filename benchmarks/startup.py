@@ -163,7 +163,7 @@ def _watch_plan(argv: list[str]) -> None:
     from hydra_plugins.trace_hydra_sweeper import sweeper
 
     def launch(self: Any, order: Any, halt: Path) -> None:
-        _report(planned_s=_since_start(), jobs=len(order), rss_mb=_rss_mb())
+        _report(planned_s=_since_start(), jobs=len(order), rss_mb=_status_mb("VmRSS"))
         os._exit(0)
 
     sweeper.TraceSweeper._launch = launch  # type: ignore[method-assign]
@@ -200,14 +200,14 @@ def _watch_first_step(argv: list[str]) -> None:
     def stepped(*_: Any) -> None:
         if "before trained" not in marks:  # the estimate of what an optimizer holds makes a step of its own
             return
-        _report(first_step_s=_since_start(), marks=marks, rss_mb=_rss_mb())
+        _report(first_step_s=_since_start(), marks=marks, rss_mb=_status_mb("VmRSS"))
         os._exit(0)
 
     register_optimizer_step_post_hook(stepped)
 
 
 def _watch_memory(argv: list[str]) -> None:
-    """Note the most memory of each stage of a run whose tasks have rows of 20 to 200 words, each others.
+    """Note the most memory of each stage of a run whose tasks have rows of 20 to 200 words, each task of others.
 
     Reported is how much more the last ten stages took at most than the first ten; and what was left behind each stage.
     """
@@ -243,12 +243,6 @@ def _status_mb(name: str) -> float:
     """Read a line of what the kernel says of this process, 10^6 bytes."""
     (line,) = (one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith(f"{name}:"))
     return round(int(line.split()[1]) * 1024 / 1e6, 1)
-
-
-def _rss_mb() -> float:
-    """Resident memory of this process, 10^6 bytes."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
 _SWEEP = ["-m", "method=seqft,ewc,lwf,replay,olora", "seed=0,1,2,3,4", "tuning=lora"]

@@ -187,7 +187,7 @@ def wandb_file(path: Path, rows: list[dict]) -> None:
 
     content = b":W&B\x00\x00\x00"[:7]
     for row in rows:
-        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]  # protobuf makes it at import
         for place, (name, value) in enumerate(row.items()):
             item = record.history.item.add()
             if place % 2:

@@ -70,7 +70,7 @@ def test_shared_rows_cancel():
 
 def test_methods_that_never_differ_are_not_told_apart():
     found = two([0.0, 0.0, 0.0], [0.0, 0.0, 0.0])
-    assert found.difference == 0 and found.p == 1 and found.low < 0 < found.high  # type: ignore[operator]
+    assert found.difference == 0 and found.p == 1 and found.low < 0 < found.high  # type: ignore[operator]  # not None here
 
 
 def test_other_rows_are_refused_by_name():
@@ -106,7 +106,7 @@ def test_every_pair_is_corrected_together():
     groups["b"][1] = flat(15.0, 1, "b")
     found = compare(groups, SCORE)
     assert len(found.differences) == 3 and "3 differences" in found.note
-    assert all(one.p_adjusted >= one.p for one in found.differences)  # type: ignore[operator]
+    assert all(one.p_adjusted >= one.p for one in found.differences)  # type: ignore[operator]  # not None here
 
 
 def test_a_group_without_runs_has_no_difference():
@@ -125,7 +125,7 @@ def test_p_says_what_the_interval_says():
     for _ in range(20):
         groups = {"one": world.draw(rng, [(0, 0), (0, 1), (0, 2)], shift=4.0), "two": world.draw(rng, [(0, 0), (0, 1)])}
         found = compare(groups, "op").differences[0]
-        assert (found.p < 0.05) == (found.low > 0 or found.high < 0)  # type: ignore[operator]
+        assert (found.p < 0.05) == (found.low > 0 or found.high < 0)  # type: ignore[operator]  # not None here
 
 
 # ranks
@@ -191,7 +191,7 @@ def test_smallest_difference_is_found_as_often_as_said():
     rng = np.random.default_rng(8)
     design = [(0, seed) for seed in range(8)]
     smallest = np.median(
-        [smallest_difference(two_methods(world, rng, design, 0.0), "op").with_training for _ in range(40)]  # type: ignore
+        [smallest_difference(two_methods(world, rng, design, 0.0), "op").with_training for _ in range(40)]  # type: ignore  # not None here
     )
     found = [compare(two_methods(world, rng, design, float(smallest)), "op").differences[0].p for _ in range(300)]
     assert 0.7 < np.mean(np.array(found) < 0.05) < 0.9

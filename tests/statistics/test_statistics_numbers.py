@@ -42,7 +42,7 @@ def test_pairing_is_used():
     """Two cells of a task with the same hard rows: BWT's interval is narrow where OP's is wide."""
     run = a_run(row=30, row_stage=0, answer=2)
     op, bwt = of_run(run, "op"), of_run(run, "bwt")
-    assert bwt.high - bwt.low < 0.3 * (op.high - op.low)  # type: ignore[operator]
+    assert bwt.high - bwt.low < 0.3 * (op.high - op.low)  # type: ignore[operator]  # not None here
 
 
 def test_one_run_by_hand():
@@ -70,14 +70,14 @@ def test_rows_that_are_all_equal_do_not_prove_the_score(score):
     run = given_run({(1, "alpha"): [score] * 81}, tasks=["alpha"])
     found = of_run(run, score_number("alpha"))
     assert found.value == score
-    assert max(abs(found.low - score), abs(found.high - score)) == pytest.approx(4.5278, abs=1e-4)  # type: ignore
-    assert min(abs(found.low - score), abs(found.high - score)) == 0  # type: ignore[operator]
+    assert max(abs(found.low - score), abs(found.high - score)) == pytest.approx(4.5278, abs=1e-4)  # type: ignore  # not None here
+    assert min(abs(found.low - score), abs(found.high - score)) == 0  # type: ignore[operator]  # not None here
 
 
 def test_several_runs_of_equal_rows_have_an_interval_too():
     runs = [given_run({(1, "alpha"): [0] * 81}, tasks=["alpha"], seed=seed) for seed in range(3)]
     found = across_runs(runs, score_number("alpha"))
-    assert found.low == 0 and 2 < found.high < 6  # type: ignore[operator]
+    assert found.low == 0 and 2 < found.high < 6  # type: ignore[operator]  # not None here
 
 
 def test_runs_whose_rows_do_not_matter_have_students_interval():
@@ -119,9 +119,9 @@ def test_the_best_of_equal_rows_is_corrected():
     """Scores that never changed: the measured forgetting is luck alone, and its interval reaches 0."""
     world = World(triangle(50, 50, 4, before=50), 60, answer=30)
     found = [of_run(world.draw(RNG(seed), [(0, 0)])[0], "forgetting") for seed in range(50)]
-    assert np.mean([one.value for one in found]) > 2  # type: ignore[arg-type]
-    assert sum(one.low <= 0 for one in found) > 45  # type: ignore[operator]
-    assert all(one.low <= one.value <= one.high for one in found)  # type: ignore[operator]
+    assert np.mean([one.value for one in found]) > 2  # type: ignore[arg-type]  # not None here
+    assert sum(one.low <= 0 for one in found) > 45  # type: ignore[operator]  # not None here
+    assert all(one.low <= one.value <= one.high for one in found)  # type: ignore[operator]  # not None here
 
 
 @pytest.mark.parametrize(
@@ -177,4 +177,4 @@ def test_every_task_counts_in_the_test_worlds():
 
 def test_clipped_change_is_never_above_zero():
     found = of_run(a_run(rows=10, answer=40), "bwt_clipped")
-    assert found.value < 0 and found.low < found.value <= found.high <= 0  # type: ignore[operator]
+    assert found.value < 0 and found.low < found.value <= found.high <= 0  # type: ignore[operator]  # not None here

@@ -180,5 +180,5 @@ def _number(values: Sequence[float | None], theirs: float | None, printed: str, 
     elif not printed:
         note = "not published"
     both = mean is not None and theirs is not None and not note
-    difference = mean - theirs if both else None  # type: ignore[operator]
+    difference = mean - theirs if both else None  # type: ignore[operator]  # not None here
     return Number(mean, margin, len(present), theirs, printed, difference, note)

@@ -170,7 +170,7 @@ def _minus(first: Mapping[str, Part], second: Mapping[str, Part]) -> dict[str, P
             continue
         left, right = (part.values if part else np.zeros(len(known.ids)) for part in (one, other))
         ends = [part.ends if part else (0.0, 0.0) for part in (one, other)]
-        binary = None if None in ends else (ends[0][0] - ends[1][1], ends[0][1] - ends[1][0])  # type: ignore[index]
+        binary = None if None in ends else (ends[0][0] - ends[1][1], ends[0][1] - ends[1][0])  # type: ignore[index]  # none of them is None
         found[name] = Part(known.ids, known.keys, left - right, binary)
     return found
 

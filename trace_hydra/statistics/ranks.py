@@ -109,5 +109,5 @@ def _pairwise(names: Sequence[str], scores: np.ndarray) -> dict[tuple[str, str],
     found = []
     for one, other in pairs:
         differences = scores[:, one] - scores[:, other]
-        found.append(float(stats.wilcoxon(differences)[1]) if differences.any() else 1.0)  # type: ignore[index]
+        found.append(float(stats.wilcoxon(differences)[1]) if differences.any() else 1.0)  # type: ignore[index]  # SciPy says no types
     return {(names[one], names[other]): p for (one, other), p in zip(pairs, holm(found), strict=True)}
