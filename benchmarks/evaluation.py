@@ -10,7 +10,7 @@ was a tie. lm-eval comes from the extra `general`.
 
 import copy
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -76,6 +76,9 @@ def harness(live: Live, ctx: StageContext, view: TrainTask, prompts: Sequence[st
         return lm.generate_until(requests, disable_tqdm=True)
 
 
+PEERS: Mapping[str, Answer] = {"TRACE's code": official, "lm-eval": harness}
+
+
 def matrix(arguments: Any, overrides: Sequence[str]) -> Iterator[tuple[Live, StageContext, TrainTask, list[str]]]:
     """Bring the model to the state of each row; yield the row's cells and their prompts."""
     config, parts, plan = prepared(arguments, *overrides)
@@ -111,10 +114,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Time every cell."""
     parser = options(__doc__ or "")
     parser.add_argument("--tasks", type=int, default=8, help="tasks of the order: T (T + 1) / 2 cells")
+    parser.add_argument("--only", nargs="*", choices=list(PEERS), default=list(PEERS), help="contenders beside ours")
     arguments = parser.parse_args(argv)
-    ways: dict[str, Answer] = {"ours": ours, "TRACE's code": official}
-    if importlib.util.find_spec("lm_eval"):
-        ways["lm-eval"] = harness
+    ways: dict[str, Answer] = {"ours": ours, **{name: PEERS[name] for name in arguments.only}}
+    if not importlib.util.find_spec("lm_eval"):
+        ways.pop("lm-eval", None)
     contenders = {name: Contender(name, partial(dict)) for name in ways}
     parted: dict[str, list[float]] = {name: [] for name in ways}
     with quiet():

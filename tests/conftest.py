@@ -2,6 +2,8 @@
 
 import functools
 import os
+import pickle
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -91,7 +93,27 @@ def account(no_account):
 
 
 def compose_config(overrides: list[str]):
-    """Compose like the command line does, without running anything."""
+    """Compose like the command line does, without running anything.
+
+    Tests differ in folders more often than in anything else, so what is composed is kept without them.
+    """
+    from omegaconf import OmegaConf
+
+    kept, folders = [], {}
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if name in ("paths.runs", "paths.store") and re.fullmatch(r"[\w./-]+", value):
+            folders[name] = value
+        else:
+            kept.append(override)
+    config = pickle.loads(_composed(tuple(kept)))
+    for name, value in folders.items():
+        OmegaConf.update(config, name, value)
+    return config
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> bytes:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -102,7 +124,9 @@ def compose_config(overrides: list[str]):
     entry.register_resolvers()
     search = f"hydra.searchpath=[file://{ROOT}/multirun_templates]"
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return compose(config_name="config", overrides=[search, *entry.rewrite_overrides(overrides)])
+        return pickle.dumps(
+            compose(config_name="config", overrides=[search, *entry.rewrite_overrides(list(overrides))])
+        )
 
 
 @functools.cache
@@ -130,6 +154,17 @@ SMALLER = {
     "lfpt5": ["method.draft_tokens=16", "method.prompt_length=20"],
 }
 """Settings of methods that take long by default, for tests whose point is not their size."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def found_once():
+    """Lightning looks through all installed packages for callbacks, for each Trainer; here once."""
+    from unittest.mock import patch
+
+    from lightning.pytorch.trainer.connectors import callback_connector as connector
+
+    with patch.object(connector, "_load_external_callbacks", functools.cache(connector._load_external_callbacks)):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,7 +23,7 @@ from trace_hydra.methods.base import Method
 from trace_hydra.strategies import build_trainer
 from trace_hydra.targets import locate
 
-TRAINING_VERSION = 4
+TRAINING_VERSION = 5
 """Raised when a change outside `methods/` alters what a stage's weights become."""
 ANSWERS_VERSION = 4
 """Raised when a change outside `methods/` alters what a model answers."""

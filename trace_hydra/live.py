@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class Live:
         if not self._fresh:
             self._load()
         assert self._ctx is not None
-        self.parts.engine.at(State(keys.digest(["untouched", self._start_key()])))
+        self.parts.engine.at(State(keys.digest(["untouched", self._start_key])))
         with undisturbed(self._ctx):
             yield Subject(self._ctx, StartModel(self.method))
 
@@ -93,7 +94,7 @@ class Live:
         if self.row != row:
             self._reach(row)
         assert self._ctx is not None
-        self.parts.engine.at(State(self.stage(row).key or self._start_key(), frozenset(self._changed)))
+        self.parts.engine.at(State(self.stage(row).key or self._start_key, frozenset(self._changed)))
         self._ctx.enter(self.stage(row), self._view(row))
         return self._ctx
 
@@ -150,6 +151,7 @@ class Live:
     def _is_whole(self, entry: Entry) -> bool:
         return entry.facts["effort"]["trainable_params"] > 0.5 * entry.facts["parameters"]
 
+    @cached_property
     def _start_key(self) -> str:
         return inputs.key_of(inputs.start_inputs(self.config, self.parts))
 

@@ -15,6 +15,7 @@ from trace_hydra.data.batches import to_device
 from trace_hydra.errors import MethodError
 from trace_hydra.memory import is_out_of_memory
 from trace_hydra.methods.base import Method
+from trace_hydra.models.dropout import draw_less
 from trace_hydra.models.precision import at_least_fp32
 from trace_hydra.plan import Phase
 from trace_hydra.readings import Readings
@@ -127,6 +128,8 @@ class StageModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Leave eval mode: models arrive in it, and Lightning would keep dropout and checkpointing off."""
+        if self.device.type == "cpu":
+            draw_less(self.model)
         self.model.train()
 
     def on_train_end(self) -> None:
