@@ -161,9 +161,10 @@ def found_once():
     """Lightning looks through all installed packages for callbacks, for each Trainer; here once."""
     from unittest.mock import patch
 
-    from lightning.pytorch.trainer.connectors import callback_connector as connector
+    from lightning.fabric.utilities.registry import _load_external_callbacks
 
-    with patch.object(connector, "_load_external_callbacks", functools.cache(connector._load_external_callbacks)):
+    name = "lightning.pytorch.trainer.connectors.callback_connector._load_external_callbacks"
+    with patch(name, functools.cache(_load_external_callbacks)):
         yield
 
 

@@ -35,7 +35,7 @@ def test_gradient_goes_where_the_value_went(dtype):
     output = FewDraws(0.3)(input)
     assert output.dtype == dtype and output.shape == input.shape
     output.sum().backward()
-    assert torch.equal(input.grad, output.detach())
+    assert input.grad is not None and torch.equal(input.grad, output.detach())
 
 
 def test_seed_decides_and_eval_does_nothing():
@@ -51,15 +51,16 @@ def test_takes_the_place_of_pytorchs_alone():
     class Own(nn.Dropout):
         pass
 
+    deep = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
     model = nn.ModuleDict(
         {"some": nn.Dropout(0.5), "none": nn.Dropout(0.0), "all": nn.Dropout(1.0), "tiny": nn.Dropout(1e-7),
-         "own": Own(0.5), "deep": nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))}
+         "own": Own(0.5), "deep": deep}
     ).eval()  # fmt: skip
     draw_less(model)
     kinds = {name: type(module) for name, module in model.items() if name != "deep"}
     others = {"none": nn.Dropout, "all": nn.Dropout, "tiny": nn.Dropout, "own": Own}
     assert kinds == {"some": FewDraws, **others}
-    assert type(model["deep"][1]) is FewDraws and model["deep"][1].p == 0.1 and not model["deep"][1].training
+    assert type(deep[1]) is FewDraws and deep[1].p == 0.1 and not deep[1].training
 
 
 def test_a_run_with_adapters_trains_with_it(tmp_path, monkeypatch):
